@@ -1,0 +1,1 @@
+"""Twinlock: real-time sync of data that its server cannot read."""

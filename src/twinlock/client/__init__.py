@@ -1,0 +1,1 @@
+"""The Python SDK: the asyncio shell around replica, sealing and protocol."""

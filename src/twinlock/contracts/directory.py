@@ -1,0 +1,55 @@
+"""The directory contract: small durable records with compare-and-set."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+
+import msgspec
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A stored value and its revision; a deleted or absent key has no record."""
+
+    value: bytes
+    revision: int
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A key that changed; `record` is None when it was deleted."""
+
+    key: str
+    record: Record | None
+
+
+class Directory(ABC):
+    """Accounts, devices, signed logs, Keyring rows, quotas: durable, linearizable for each key.
+
+    Keys are ASCII paths of at most 255 bytes such as `account/4f…`; values at most 1 MiB.
+    """
+
+    @abstractmethod
+    async def get(self, key: str) -> Record | None:
+        """Return the newest record of a key."""
+
+    @abstractmethod
+    async def put(self, key: str, value: bytes, expect_revision: int | None = None) -> int:
+        """Store durably and return the new revision.
+
+        `expect_revision` 0 means "the key must not exist", None means "whatever is there".
+
+        Raises:
+            RevisionError: the key is at another revision; nothing was stored.
+        """
+
+    @abstractmethod
+    async def delete(self, key: str, expect_revision: int | None = None) -> None:
+        """Delete a key; deleting an absent key is fine unless a revision above 0 is expected."""
+
+    @abstractmethod
+    async def list(self, prefix: str) -> dict[str, Record]:
+        """Return every key that begins with a prefix, sorted by key."""
+
+    @abstractmethod
+    def watch(self, prefix: str) -> AsyncIterator[Change]:
+        """Yield every later change of keys that begin with a prefix."""

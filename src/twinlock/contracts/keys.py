@@ -1,0 +1,59 @@
+"""The key service contract: custody of every space's service keys. See spec/sealing.md, section 7."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from twinlock.ids import AccountId, DeviceId, LogId
+from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
+from twinlock.protocol.frames import Lease, Leases
+
+
+class KeyService(ABC):
+    """The authority over signed logs and the only holder of service keys.
+
+    It replays every account and space log itself, never accepts a shorter or different one, and writes each
+    release of a key to its ledger. A service key leaves it only sealed to a device's own key.
+    """
+
+    @abstractmethod
+    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+        """Check entries by the rules of their log, store them durably, and return the new head.
+
+        The kind of log (account or space) follows from the genesis entry. An `epoch` entry is taken only if its
+        `b_commit` is the pending key that was made for its signer. Appending what is already there is fine.
+
+        Raises:
+            LogConflictError: the log has other entries from `expect_seq` on.
+            LogInvalidError, SignatureError: an entry breaks a rule; nothing was stored.
+            UpdateNeededError: an entry is of a type that this version does not know.
+        """
+
+    @abstractmethod
+    async def read_log(self, log: LogId, after_seq: int) -> list[SignedEntry]:
+        """Return the entries of a log after the first `after_seq`, all of them (empty where there is none)."""
+
+    @abstractmethod
+    async def create_pending(
+        self, account: AccountId, device: DeviceId, request: CreatePending, now_ms: int
+    ) -> CreatePendingResult:
+        """Make a fresh service key for a coming epoch, store it durably, and seal it to the device that asked.
+
+        Raises:
+            LeaseRefusedError: the device may not open an epoch in this space.
+            SignatureError, ClockSkewError: the request is not the device's own, or not of now.
+        """
+
+    @abstractmethod
+    async def lease(self, account: AccountId, device: DeviceId, request: Lease, now_ms: int) -> Leases:
+        """Release service keys, sealed to the device; every grant goes to the ledger.
+
+        Raises:
+            LeaseRefusedError: revoked device, no reading role, unknown epoch, denied or shredded space.
+            SignatureError, ClockSkewError, RateLimitedError: the request itself is refused.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the store."""

@@ -1,0 +1,98 @@
+"""The log contract: per space one totally ordered, durable list of sealed envelopes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import msgspec
+
+from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq, SpaceId
+from twinlock.protocol.envelope import Envelope
+from twinlock.protocol.frames import Entry
+
+
+class DeviceHead(msgspec.Struct, frozen=True, gc=False):
+    """The last envelope of one device in one space."""
+
+    counter: Counter
+    id: EnvelopeId
+
+
+class SpaceState(msgspec.Struct, frozen=True):
+    """What a node must know of a space before it serves it.
+
+    `start` is the first seq that is delivered, `head` the last seq (0 when empty), `log_bytes` the envelope bytes
+    from `start` on, `heads` the chain heads of every device that ever wrote, which survive cuts and purges.
+    """
+
+    start: Seq
+    head: Seq
+    log_bytes: int
+    heads: Mapping[DeviceId, DeviceHead]
+
+
+class Log(ABC):
+    """Per space one total order of envelopes.
+
+    Guarantees, tested for every engine by `twinlock.testing.contracts`:
+
+    - An append is all or nothing, and durable when it returns. Appends to one space never interleave.
+    - `seq` grows strictly within a space; gaps in the numbers mean nothing.
+    - Appending is idempotent by (space, device, counter, id). Counters have no gaps; a counter that is taken by
+      another id, a gap, or a wrong `prev` refuses the whole append with `AppendConflictError`.
+    - `watch` continues `read` without gap or overlap.
+    - A cut takes effect for new readers at once; what it covers is deleted only by `clean`, after the grace.
+    """
+
+    @property
+    @abstractmethod
+    def incarnation(self) -> Incarnation:
+        """The random id of this life of the database."""
+
+    @abstractmethod
+    async def state(self, space: SpaceId) -> SpaceState:
+        """Return the space's present state; an unknown space is simply empty (start 1, head 0)."""
+
+    @abstractmethod
+    async def append(self, space: SpaceId, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
+        """Append durably and return one seq for each envelope, in order; a known envelope gets the seq it has.
+
+        Where a known envelope's entry has already been cleaned away, its seq is 0.
+
+        Raises:
+            AppendConflictError: the chain of a device does not fit; nothing was appended.
+            StoreError: the store failed; nothing was acknowledged and the caller may try again.
+        """
+
+    @abstractmethod
+    async def read(self, space: SpaceId, after: Seq, bytes_max: int) -> list[Entry]:
+        """Return entries after a seq, from `start` on, in order: at least one if there is any, about `bytes_max` in all."""
+
+    @abstractmethod
+    def watch(self, space: SpaceId, after: Seq) -> AsyncIterator[list[Entry]]:
+        """Yield all entries after a seq for ever, in order, each once, as they become durable."""
+
+    @abstractmethod
+    async def cut(self, space: SpaceId, upto: Seq, now_ms: int) -> SpaceState:
+        """Deliver from `upto + 1` on; `start` only rises. Return the new state.
+
+        Raises:
+            CutRefusedError: `upto` lies above the head.
+        """
+
+    @abstractmethod
+    async def uncut(self, space: SpaceId, upto: Seq) -> SpaceState:
+        """Move `start` back to `upto + 1`, as far as the entries are not yet deleted. Return the new state."""
+
+    @abstractmethod
+    async def clean(self, cut_before_ms: int) -> int:
+        """Delete entries that were cut before a time; return how many. Runs in small steps beside the load."""
+
+    @abstractmethod
+    async def purge(self, space: SpaceId) -> None:
+        """Delete every entry of a space; the heads of its devices survive."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Finish what was begun and release the store."""

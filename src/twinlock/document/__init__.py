@@ -1,0 +1,1 @@
+"""The data model: operations, merging, queries, snapshots. Pure."""

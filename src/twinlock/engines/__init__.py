@@ -1,0 +1,1 @@
+"""The stores behind the contracts, one file an engine."""

@@ -1,0 +1,1 @@
+"""Custody of the service keys: a trust domain of its own."""

@@ -1,0 +1,189 @@
+"""The parameters and results of every call, one pair of structs each. See spec/protocol.md, section 6.
+
+They travel as MessagePack maps, so that a field can be added without breaking an older peer.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from twinlock.ids import AccountId, Epoch, Incarnation, Seq, SpaceId
+from twinlock.protocol.frames import Grant
+
+
+class SignedEntry(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of a signed log: the exact body bytes and their signature. See spec/sealing.md, section 4."""
+
+    body: bytes
+    sig: bytes
+
+
+class Unlocker(msgspec.Struct, frozen=True):
+    """How a secret signs in and, if `wrapped` is set, opens the account's keys. See spec/sealing.md, section 2.
+
+    `auth_key` goes to the server once, at creation; the server keeps only its keyed hash.
+    """
+
+    kind: str
+    kdf: str
+    salt: bytes
+    iterations: int
+    auth_key: bytes
+    wrapped: bytes = b""
+
+
+class CreateAccount(msgspec.Struct, frozen=True):
+    """`account.create` (anonymous): a new account with its log (genesis and first device) and unlockers."""
+
+    name: str
+    entries: list[SignedEntry]
+    unlockers: list[Unlocker]
+
+
+class UnlockerParams(msgspec.Struct, frozen=True):
+    """`unlocker.params` (anonymous): how to derive the keys of an unlocker. Unknown names get a steady fake."""
+
+    name: str
+    kind: str
+
+
+class UnlockerParamsResult(msgspec.Struct, frozen=True):
+    """The public parameters of an unlocker."""
+
+    kdf: str
+    salt: bytes
+    iterations: int
+
+
+class OpenUnlocker(msgspec.Struct, frozen=True):
+    """`unlocker.open` (anonymous): prove an unlocker's secret; the session may then add a device to the account."""
+
+    name: str
+    kind: str
+    auth_key: bytes
+
+
+class OpenUnlockerResult(msgspec.Struct, frozen=True):
+    """The account, its keys wrapped by the unlocker (empty where it only signs in), and its log."""
+
+    account: AccountId
+    wrapped: bytes
+    entries: list[SignedEntry]
+
+
+class PutUnlocker(msgspec.Struct, frozen=True):
+    """`unlocker.put`: replace the account's unlocker of that kind (a new password, a new kit)."""
+
+    unlocker: Unlocker
+
+
+class KeyringRow(msgspec.Struct, frozen=True, array_like=True):
+    """A member's newest A, wrapped to the account. See spec/sealing.md, section 3."""
+
+    account: AccountId
+    epoch: Epoch
+    wrapped: bytes
+
+
+class AppendLog(msgspec.Struct, frozen=True):
+    """`account.append` and `space.append`: grow a signed log that has `expect_seq` entries.
+
+    `keyring` (spaces only) holds the wrapped member keys that belong to the new entries.
+    """
+
+    log: bytes
+    expect_seq: int
+    entries: list[SignedEntry]
+    keyring: list[KeyringRow] = []
+
+
+class LogHead(msgspec.Struct, frozen=True):
+    """The number of entries of a signed log, and the hash of the newest."""
+
+    seq: int
+    head: bytes
+
+
+class ReadLog(msgspec.Struct, frozen=True):
+    """`account.log` and `space.log`: entries after `after_seq`, at most LOG_PAGE_ENTRIES_MAX."""
+
+    log: bytes
+    after_seq: int = 0
+
+
+class ReadLogResult(msgspec.Struct, frozen=True):
+    """A page of a signed log, and the number of entries that it has in all."""
+
+    entries: list[SignedEntry]
+    seq: int
+
+
+class Spaces(msgspec.Struct, frozen=True):
+    """`account.spaces`: the spaces of which the session's account is a member."""
+
+
+class SpacesResult(msgspec.Struct, frozen=True):
+    """The ids of the account's spaces."""
+
+    spaces: list[SpaceId]
+
+
+class CreatePending(msgspec.Struct, frozen=True):
+    """`space.pending`: have the key service make the service key of a coming epoch. Signed by the device.
+
+    For a space that does not exist yet `genesis` is its first entry; otherwise it is absent.
+    """
+
+    space: SpaceId
+    epoch: Epoch
+    nonce: bytes
+    time_ms: int
+    signature: bytes
+    genesis: SignedEntry | None = None
+
+
+class CreatePendingResult(msgspec.Struct, frozen=True):
+    """The pending key, sealed to the device that asked, and its public commitment."""
+
+    b_commit: bytes
+    grant: Grant
+
+
+class CreateSpace(msgspec.Struct, frozen=True):
+    """`space.create`: a new space: its log (genesis, epoch 1, and more if wished) and the owner's Keyring row."""
+
+    space: SpaceId
+    entries: list[SignedEntry]
+    keyring: list[KeyringRow]
+
+
+class ReadKeyring(msgspec.Struct, frozen=True):
+    """`space.keyring`: the session account's own row."""
+
+    space: SpaceId
+
+
+class PutKeyring(msgspec.Struct, frozen=True):
+    """`space.keyring_put`: store the session account's own row again (healing of a restored server)."""
+
+    space: SpaceId
+    row: KeyringRow
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """`space.cut`: deliver from `upto + 1` on. `space.uncut` with the same form moves the start back within the grace."""
+
+    space: SpaceId
+    incarnation: Incarnation
+    upto: Seq
+
+
+class CutResult(msgspec.Struct, frozen=True):
+    """The start that now holds and the bytes of the log from there on."""
+
+    start: Seq
+    log_bytes: int
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """The result of calls that only succeed or fail."""

@@ -1,0 +1,1 @@
+"""A device's state: replica, outbox, keyring, live queries. Sans-I/O."""

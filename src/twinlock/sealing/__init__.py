@@ -1,0 +1,1 @@
+"""The two keys: everything that seals, opens, wraps and signs. Sans-I/O."""

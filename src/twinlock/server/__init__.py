@@ -1,0 +1,1 @@
+"""The sync server: it orders, stores and delivers what it cannot read."""
