@@ -67,7 +67,7 @@ class Log(ABC):
 
     @abstractmethod
     async def read(self, space: SpaceId, after: Seq, bytes_max: int) -> list[Entry]:
-        """Return entries after a seq, from `start` on, in order: at least one if there is any, about `bytes_max` in all."""
+        """Return entries after a seq, from `start` on, in order: about `bytes_max`, at least one if there is any."""
 
     @abstractmethod
     def watch(self, space: SpaceId, after: Seq) -> AsyncIterator[list[Entry]]:

@@ -1,1 +1,1 @@
-"""The wire: frames, limits, clock, envelopes, signed logs and the two session state machines. Sans-I/O, no plaintext."""
+"""The wire: frames, envelopes, signed logs, both session state machines. Sans-I/O, no plaintext."""

@@ -171,7 +171,7 @@ class PutKeyring(msgspec.Struct, frozen=True):
 
 
 class Cut(msgspec.Struct, frozen=True):
-    """`space.cut`: deliver from `upto + 1` on. `space.uncut` with the same form moves the start back within the grace."""
+    """`space.cut`: deliver from `upto + 1` on. `space.uncut`, of the same form, moves the start back."""
 
     space: SpaceId
     incarnation: Incarnation

@@ -1,4 +1,4 @@
-"""The hybrid logical clock that orders edits: 48 bits of milliseconds, 16 bits of counter. See spec/documents.md, section 2."""
+"""The hybrid logical clock that orders edits: 48 bits of milliseconds, 16 of counter. See spec/documents.md."""
 
 from __future__ import annotations
 

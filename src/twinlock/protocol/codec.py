@@ -9,8 +9,8 @@ from twinlock.protocol.frames import ClientFrame, ServerFrame
 from twinlock.protocol.limits import FRAME_BYTES_MAX
 
 _encoder = msgspec.msgpack.Encoder()
-_client_decoder = msgspec.msgpack.Decoder(ClientFrame)
-_server_decoder = msgspec.msgpack.Decoder(ServerFrame)
+_client_decoder: msgspec.msgpack.Decoder[ClientFrame] = msgspec.msgpack.Decoder(ClientFrame)
+_server_decoder: msgspec.msgpack.Decoder[ServerFrame] = msgspec.msgpack.Decoder(ServerFrame)
 
 NIL = msgspec.Raw(b"\xc0")
 

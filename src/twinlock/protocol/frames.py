@@ -1,6 +1,6 @@
 """Every frame of the sync socket, one struct each. See spec/protocol.md, section 2.
 
-A frame is one binary WebSocket message: the MessagePack array `[tag, fields...]`. Fields are only ever added at the end.
+A frame is one binary WebSocket message: the MessagePack array `[tag, fields...]`. Fields are added at the end only.
 """
 
 from __future__ import annotations
