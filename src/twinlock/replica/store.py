@@ -1,7 +1,7 @@
 """What a replica asks of the file it lives in: one space's documents, outbox, chains and quarantine.
 
-Synchronous and transactional, so that the replica itself stays free of I/O. `twinlock.client.local_store` keeps it in an
-encrypted SQLite file, `twinlock.testing.memory_store` in memory.
+Synchronous and transactional, so that the replica itself stays free of I/O. `twinlock.client.local_store` keeps it in
+an encrypted SQLite file, `twinlock.testing.memory_store` in memory.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def oldest_documents(self, bytes_max: int) -> list[StoredDocument]:
-        """Return confirmed documents by growing (base_seq, collection, id): at least one if any, about `bytes_max` of state."""
+        """Return confirmed documents by (base_seq, collection, id): at least one if any, about `bytes_max` of state."""
 
     @abstractmethod
     def lowest_base_seq(self) -> Seq | None:
@@ -175,7 +175,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def lost_documents(self, bytes_max: int) -> list[StoredDocument]:
-        """Return lost documents by (collection, id): at least one if there is any, about `bytes_max` of state in all."""
+        """Return lost documents by (collection, id): at least one if there is any, about `bytes_max` of state."""
 
     @abstractmethod
     def clear_lost(self) -> None:
@@ -183,7 +183,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def query(self, query: Query) -> list[tuple[str, dict[str, Any]]]:
-        """Return the ids and shown values that a query (with its search, order, start and limit) asks for, in its order."""
+        """Return the ids and shown values that a query (search, order, start and limit included) asks for, in order."""
 
     @abstractmethod
     def count(self, query: Query) -> int:
@@ -201,7 +201,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def unsealed_writes(self, bytes_max: int) -> list[PendingWrite]:
-        """Return the first unsealed writes in order: at least one if there is any, about `bytes_max` of payload in all."""
+        """Return the first unsealed writes in order: at least one if there is any, about `bytes_max` of payload."""
 
     @abstractmethod
     def writes_of(self, counter: Counter) -> list[PendingWrite]:
@@ -221,7 +221,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def frozen_envelopes(self, after: Counter, bytes_max: int) -> list[OwnEnvelope]:
-        """Return frozen envelopes above a counter by counter: at least one if there is any, about `bytes_max` in all."""
+        """Return frozen envelopes above a counter by counter: at least one if there is any, about `bytes_max`."""
 
     @abstractmethod
     def frozen_count(self) -> int:
@@ -237,7 +237,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def thaw(self, from_counter: Counter) -> int:
-        """Drop the frozen envelopes from a counter on; their writes are unsealed again. Return how many were dropped."""
+        """Drop the frozen envelopes from a counter on; their writes are unsealed again. Return how many."""
 
     @abstractmethod
     def refuse(self, tokens: Sequence[int], code: str, detail: str) -> None:
