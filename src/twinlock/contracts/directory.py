@@ -7,6 +7,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from twinlock.errors import InvalidCallError, LimitExceededError
+
+DIRECTORY_KEY_BYTES_MAX = 255
+DIRECTORY_VALUE_BYTES_MAX = 1 << 20
+
 
 class Record(msgspec.Struct, frozen=True):
     """A stored value and its revision; a deleted or absent key has no record."""
@@ -53,3 +58,18 @@ class Directory(ABC):
     @abstractmethod
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Yield every later change of keys that begin with a prefix."""
+
+
+def check_record(key: str, value: bytes) -> None:
+    """Check what is about to be stored; every engine calls this first.
+
+    Raises:
+        InvalidCallError: the key is empty or not ASCII.
+        LimitExceededError: key or value is too long.
+    """
+    if not key or not key.isascii():
+        raise InvalidCallError("a directory key is ASCII and not empty")
+    if len(key) > DIRECTORY_KEY_BYTES_MAX:
+        raise LimitExceededError(f"a directory key of {len(key)} bytes, {DIRECTORY_KEY_BYTES_MAX} at most")
+    if len(value) > DIRECTORY_VALUE_BYTES_MAX:
+        raise LimitExceededError(f"a directory value of {len(value)} bytes, {DIRECTORY_VALUE_BYTES_MAX} at most")
