@@ -1,0 +1,100 @@
+"""The profile folder: everything that this device keeps for one account, open in one place at a time.
+
+`lock` is held while the profile is open, `store.key` says where the StoreKey is, `vault.db` holds records sealed under
+it, and `spaces/<id>/` holds each space's encrypted replica.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+from pathlib import Path
+
+from twinlock.client.private_files import make_private_file, make_private_folder
+from twinlock.errors import ProfileExistsError, ProfileInUseError, ProfileMissingError
+from twinlock.ids import SpaceId
+
+ENVIRONMENT_NAME = "TWINLOCK_PROFILE"
+LOCK_FILE_NAME = "lock"
+VAULT_FILE_NAME = "vault.db"
+
+
+def data_folder() -> Path:
+    """Return the folder where this platform keeps a user's application data for Twinlock."""
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "twinlock"
+    given = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(given) if given else Path.home() / ".local" / "share") / "twinlock"
+
+
+def default_profile() -> Path:
+    """Return the profile used where none is named: TWINLOCK_PROFILE, else that of the dev server."""
+    given = os.environ.get(ENVIRONMENT_NAME, "")
+    return Path(given) if given else data_folder() / "dev" / "profile"
+
+
+class Profile:
+    """One profile folder, held by an exclusive lock until `close`."""
+
+    __slots__ = ("_lock", "folder")
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder = folder
+        self._lock = lock
+
+    @classmethod
+    def open(cls, folder: Path) -> Profile:
+        """Open an existing profile.
+
+        Raises:
+            ProfileMissingError: there is none.
+            ProfileInUseError: another process, or this one, has it open.
+        """
+        if not (folder / VAULT_FILE_NAME).exists():
+            raise ProfileMissingError(str(folder))
+        return cls(folder, _lock(folder))
+
+    @classmethod
+    def create(cls, folder: Path) -> Profile:
+        """Make a new profile folder and open it.
+
+        Raises:
+            ProfileExistsError: there is one already.
+            ProfileInUseError: another process is making one here.
+        """
+        if (folder / VAULT_FILE_NAME).exists():
+            raise ProfileExistsError(str(folder))
+        make_private_folder(folder)
+        folder.chmod(0o700)
+        return cls(folder, _lock(folder))
+
+    @property
+    def vault_path(self) -> Path:
+        """The file of sealed records."""
+        return self.folder / VAULT_FILE_NAME
+
+    def space_folder(self, space: SpaceId) -> Path:
+        """Return the folder of a space's replica, made if it is not there."""
+        folder = self.folder / "spaces" / space.hex()
+        make_private_folder(folder)
+        return folder
+
+    def close(self) -> None:
+        """Give the profile free for others."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _lock(folder: Path) -> int:
+    path = folder / LOCK_FILE_NAME
+    make_private_file(path)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        # A lock belongs to the open file, not to the process: a second opener in this process is refused as well.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        os.close(descriptor)
+        raise ProfileInUseError(str(folder)) from exc
+    return descriptor

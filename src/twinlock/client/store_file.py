@@ -1,0 +1,151 @@
+"""One encrypted SQLite file: opening it under its key, transactions, and errors said in this project's words."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import apsw
+
+from twinlock.client.private_files import make_private_file
+from twinlock.errors import StoreDamagedError, StoreError
+
+CACHE_KIB = 16 << 10
+Row = tuple[Any, ...]
+Parameters = Sequence[Any]
+
+
+class StoreFile:
+    """A connection to one file. Every failure is a StoreError; wrong key or alteration is a StoreDamagedError."""
+
+    __slots__ = ("_connection", "_is_durable", "path")
+
+    def __init__(self, path: Path, connection: apsw.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._is_durable = True
+
+    @classmethod
+    def open(cls, path: Path, key: bytes) -> StoreFile:
+        """Open a file, made if it is not there, encrypted as a whole under a key of 32 bytes."""
+        make_private_file(path)
+        with _translated():
+            connection = apsw.Connection(str(path))
+            try:
+                connection.pragma("cipher", "chacha20")
+                connection.pragma("key", f"raw:{key.hex()}")
+                # Intermediate results would otherwise be spilled in clear text.
+                connection.pragma("temp_store", "memory")
+                connection.pragma("cache_size", -CACHE_KIB)
+                connection.pragma("journal_mode", "wal")
+                connection.pragma("synchronous", "full")
+                connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            except BaseException:
+                connection.close()
+                raise
+        return cls(path, connection)
+
+    @contextmanager
+    def transaction(self, durable: bool) -> Iterator[None]:
+        """Open a transaction; with `durable` it is on the disk when the block ends."""
+        with _translated():
+            if durable is not self._is_durable:
+                self._connection.pragma("synchronous", "full" if durable else "normal")
+                self._is_durable = durable
+            self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            # SQLite has ended the transaction by itself after some failures.
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Open a part of the open transaction, which is taken back alone when the block raises."""
+        self.run("SAVEPOINT part")
+        try:
+            yield
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO part")
+                self._connection.execute("RELEASE part")
+            raise
+        self.run("RELEASE part")
+
+    @property
+    def in_transaction(self) -> bool:
+        """Tell whether a transaction is open."""
+        return self._connection.in_transaction
+
+    def run(self, sql: str, parameters: Parameters = ()) -> None:
+        """Run a statement for its effect."""
+        with _translated():
+            self._connection.execute(sql, parameters)
+
+    def run_many(self, sql: str, rows: Iterable[Parameters]) -> None:
+        """Run a statement once for each row of parameters."""
+        with _translated():
+            self._connection.executemany(sql, rows)
+
+    def rows(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """Return all rows of a query."""
+        with _translated():
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def row(self, sql: str, parameters: Parameters = ()) -> Row | None:
+        """Return the first row of a query, or None."""
+        with _translated():
+            cursor = self._connection.execute(sql, parameters)
+            found: Row | None = cursor.fetchone()
+            cursor.close()
+        return found
+
+    def each(self, sql: str, parameters: Parameters = ()) -> Generator[Row]:
+        """Yield the rows of a query one by one; the caller may stop early."""
+        with _translated():
+            cursor = self._connection.execute(sql, parameters)
+            try:
+                yield from cursor
+            finally:
+                cursor.close()
+
+    def changed_rows(self) -> int:
+        """Return how many rows the last statement changed."""
+        return self._connection.changes()
+
+    def inserted_row(self) -> int:
+        """Return the row id of the last insertion."""
+        return self._connection.last_insert_rowid()
+
+    def close(self) -> None:
+        """Close the file."""
+        with _translated():
+            self._connection.close()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except (apsw.NotADBError, apsw.CorruptError) as exc:
+        raise StoreDamagedError("the replica file does not open under its key") from exc
+    except apsw.Error as exc:
+        raise StoreError(type(exc).__name__) from exc
+
+
+def within_bytes(rows: Generator[Row], bytes_max: int, sized_column: int) -> list[Row]:
+    """Return the first rows: at least one if there is any, about `bytes_max` in one column in all."""
+    taken: list[Row] = []
+    total = 0
+    for row in rows:
+        taken.append(row)
+        total += len(row[sized_column])
+        if total >= bytes_max:
+            break
+    rows.close()
+    return taken

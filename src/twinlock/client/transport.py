@@ -1,0 +1,120 @@
+"""The WebSocket to the server: whole binary messages in and out, without compression."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.typing import Subprotocol
+
+from twinlock.errors import OfflineError
+from twinlock.protocol.limits import FRAME_BYTES_MAX, HELLO_TIMEOUT_MS, PING_INTERVAL_MS
+
+SUBPROTOCOL: Final = Subprotocol("twinlock.1")
+PONG_TIMEOUT_MS: Final = 10_000
+"""A peer that has not answered a ping for this long is dead: the connection is closed and begun anew."""
+
+CLOSE_TIMEOUT_MS: Final = 1_000
+MESSAGES_WAITING_MAX: Final = 16
+"""Messages read ahead; beyond them the socket is read no further, and the server's own bound takes effect."""
+
+_SCHEMES: Final = {"ws": ("ws", 80), "wss": ("wss", 443), "http": ("ws", 80), "https": ("wss", 443)}
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a server is: the origin that a hello is bound to, and the address of its sync socket."""
+
+    origin: str
+    host: str
+
+    @property
+    def sync_url(self) -> str:
+        """The address of the sync socket."""
+        return f"{self.origin}/sync"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Tell whether the server is on this machine, so that no proxy can stand between."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def parse_address(url: str) -> Address:
+    """Read a server's address: `ws://`, `wss://`, `http://` or `https://`, with or without a port and path.
+
+    Raises:
+        OfflineError: the address is not of that form.
+    """
+    parts = urlsplit(url if "//" in url else f"ws://{url}")
+    try:
+        scheme, default_port = _SCHEMES[parts.scheme]
+        port = parts.port or default_port
+    except (KeyError, ValueError) as exc:
+        raise OfflineError(f"{url!r} is not the address of a server") from exc
+    if not parts.hostname:
+        raise OfflineError(f"{url!r} names no host")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return Address(f"{scheme}://{host}:{port}", parts.hostname)
+
+
+class Transport:
+    """One open socket. Every failure of the network is an OfflineError."""
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits while the socket's buffer is full."""
+        try:
+            await self._socket.send(message)
+        except ConnectionClosed as exc:
+            raise OfflineError("the connection ended") from exc
+
+    async def receive(self) -> bytes:
+        """Return the next message."""
+        try:
+            message = await self._socket.recv(decode=False)
+        except ConnectionClosed as exc:
+            raise OfflineError("the connection ended") from exc
+        return bytes(message) if not isinstance(message, bytes) else message
+
+
+@asynccontextmanager
+async def open_transport(address: Address) -> AsyncIterator[Transport]:
+    """Open a socket to a server, and close it at the end.
+
+    Raises:
+        OfflineError: there is no server, or it does not speak this protocol.
+    """
+    try:
+        socket = await connect(
+            address.sync_url,
+            subprotocols=[SUBPROTOCOL],
+            compression=None,
+            max_size=FRAME_BYTES_MAX,
+            max_queue=MESSAGES_WAITING_MAX,
+            proxy=None if address.is_loopback else True,
+            user_agent_header=None,
+            open_timeout=HELLO_TIMEOUT_MS / 1000,
+            ping_interval=PING_INTERVAL_MS / 1000,
+            ping_timeout=PONG_TIMEOUT_MS / 1000,
+            close_timeout=CLOSE_TIMEOUT_MS / 1000,
+        )
+    except (OSError, TimeoutError, WebSocketException) as exc:
+        raise OfflineError(f"{address.origin}: {type(exc).__name__}") from exc
+    try:
+        yield Transport(socket)
+    finally:
+        await socket.close()
