@@ -117,7 +117,7 @@ def draw(report: Report, path: Path) -> bool:
 
 
 def _draw_targets(axes: Any, figures: Sequence[Figure]) -> None:
-    # matplotlib has no types. Every bar shows how far the target is reached: above 1 is better, whichever way the figure counts.
+    # Every bar shows how far the target is reached: above 1 is better, whichever way the figure counts.
     rows = [figure for figure in figures if figure.target and figure.value]
     scores = [f.value / f.target if f.better == "higher" else f.target / f.value for f in rows if f.target]
     labels = [f"{f.name}: {written(f.value, f.unit)} (target {written(f.target or 0, f.unit)})" for f in rows]

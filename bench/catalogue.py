@@ -1,0 +1,28 @@
+"""All scenarios and peers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.figure import Figure
+from bench.peers import nats, pocketbase
+from bench.scale import Scale
+from bench.scenarios.catchup import catch_up
+from bench.scenarios.connections import connections
+from bench.scenarios.fanout import fan_out
+from bench.scenarios.writes import many_spaces, many_writers, one_writer, pushes_of_ten
+
+Measure = Callable[[Path, Scale], Coroutine[Any, Any, list[Figure]]]
+
+SCENARIOS: Mapping[str, Measure] = {
+    "ack": one_writer,
+    "writers": many_writers,
+    "pushes": pushes_of_ten,
+    "spaces": many_spaces,
+    "fanout": fan_out,
+    "catchup": catch_up,
+    "connections": connections,
+}
+PEERS: Mapping[str, Measure] = {"nats": nats.measure, "pocketbase": pocketbase.measure}

@@ -1,0 +1,31 @@
+"""The list of all commands. What a command needs is imported when it runs, so that each starts fast and needs little."""
+
+from __future__ import annotations
+
+import typer
+
+from twinlock.cli.bench import bench
+from twinlock.cli.dev import dev
+from twinlock.cli.doctor import doctor
+from twinlock.cli.documents import get, put, query, watch
+from twinlock.cli.inspect import inspect
+from twinlock.cli.serve import serve
+
+commands = typer.Typer(
+    name="twinlock",
+    help="End-to-end-encrypted real-time sync that takes two separate keys to open anything.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _add(panel: str, *functions: object) -> None:
+    for function in functions:
+        commands.command(rich_help_panel=panel)(function)  # type: ignore[type-var]  # typer wants a callable type
+
+
+_add("Run a server", dev, serve, doctor)
+_add("Read and write a profile", put, get, query, watch)
+_add("Look inside", inspect, bench)
