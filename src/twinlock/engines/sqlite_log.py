@@ -1,0 +1,127 @@
+"""The log contract on SQLite: appends go to the writer's group, reads to the readers, watches live on both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+from twinlock.contracts.log import Log, SpaceState
+from twinlock.engines import sqlite_cuts
+from twinlock.engines.sqlite_group import AppendJob, LogGroup
+from twinlock.engines.sqlite_pages import find_known, read_page, read_state
+from twinlock.engines.sqlite_readers import Readers
+from twinlock.engines.sqlite_tails import Tails
+from twinlock.engines.sqlite_writer import Writer
+from twinlock.errors import AppendConflictError
+from twinlock.ids import Counter, DeviceId, Incarnation, Seq, SpaceId, short
+from twinlock.protocol.envelope import Envelope
+from twinlock.protocol.frames import Entry
+from twinlock.protocol.limits import ENTRIES_PAGE_BYTES_MAX
+
+
+class SqliteLog(Log):
+    """All spaces in one table, in the order of their commits."""
+
+    __slots__ = ("_group", "_incarnation", "_readers", "_tails", "_writer")
+
+    def __init__(self, incarnation: Incarnation, writer: Writer, group: LogGroup, readers: Readers) -> None:
+        self._incarnation = incarnation
+        self._writer = writer
+        self._group = group
+        self._readers = readers
+        self._tails = Tails()
+
+    @property
+    def incarnation(self) -> Incarnation:
+        """The random id of this life of the database."""
+        return self._incarnation
+
+    async def state(self, space: SpaceId) -> SpaceState:
+        """Return the space's present state."""
+        return await self._readers.run(read_state, space)
+
+    async def append(self, space: SpaceId, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
+        """Append durably, or refuse as a whole, and return one seq for each envelope."""
+        if not envelopes:
+            return []
+        outcome = await self._writer.submit(AppendJob(self._group, self._tails, space, envelopes, received_ms))
+        if isinstance(outcome, list):
+            return outcome
+        # Known envelopes are looked up by a reader: the writer must not wait for a search.
+        seqs = [Seq(0)] * len(envelopes)
+        for place, seq in (await self._seqs_of_known(space, envelopes, outcome.known)).items():
+            seqs[place] = seq
+        rest = await self.append(space, [envelopes[place] for place in outcome.fresh], received_ms)
+        for place, seq in zip(outcome.fresh, rest, strict=True):
+            seqs[place] = seq
+        return seqs
+
+    async def read(self, space: SpaceId, after: Seq, bytes_max: int) -> list[Entry]:
+        """Return entries after a seq, from `start` on, in order."""
+        return await self._readers.run(read_page, space, after, bytes_max)
+
+    async def watch(self, space: SpaceId, after: Seq) -> AsyncIterator[list[Entry]]:
+        """Yield all entries after a seq for ever, in order, each once, as they become durable."""
+        tail = self._tails.open(space)
+        try:
+            while not tail.closed:
+                page = await self.read(space, after, ENTRIES_PAGE_BYTES_MAX)
+                if not page:
+                    # All that was durable when the tail was opened (or reset) has been read; the rest is in the tail.
+                    page = tail.take(after)
+                while not (page or tail.overrun or tail.closed):
+                    await tail.wait()
+                    page = tail.take(after)
+                if page:
+                    after = page[-1].seq
+                    yield page
+        finally:
+            self._tails.discard(space, tail)
+
+    async def cut(self, space: SpaceId, upto: Seq, now_ms: int) -> SpaceState:
+        """Deliver from `upto + 1` on; `start` only rises."""
+        return await self._writer.call(partial(sqlite_cuts.cut, space=space, upto=upto, now_ms=now_ms))
+
+    async def uncut(self, space: SpaceId, upto: Seq) -> SpaceState:
+        """Move `start` back to `upto + 1`, as far as the entries are not yet deleted."""
+        return await self._writer.call(partial(sqlite_cuts.uncut, space=space, upto=upto))
+
+    async def clean(self, cut_before_ms: int) -> int:
+        """Delete entries that were cut before a time, some in each group; return how many."""
+        deleted = 0
+        for space, upto in await self._readers.run(sqlite_cuts.ripe_cuts, cut_before_ms):
+            deleted += await self._clean(space, upto)
+        return deleted
+
+    async def purge(self, space: SpaceId) -> None:
+        """Delete every entry of a space, out of sight at once; the heads of its devices survive."""
+        upto = await self._writer.call(partial(sqlite_cuts.begin_purge, space=space))
+        await self._clean(space, upto)
+
+    async def close(self) -> None:
+        """End every watch."""
+        self._tails.close()
+
+    async def _clean(self, space: SpaceId, upto: int) -> int:
+        deleted = 0
+        while (count := await self._writer.call(partial(sqlite_cuts.clean_step, space=space, upto=upto))) is not None:
+            deleted += count
+        return deleted
+
+    async def _seqs_of_known(
+        self, space: SpaceId, envelopes: Sequence[Envelope], known: Sequence[int]
+    ) -> dict[int, Seq]:
+        counters: dict[DeviceId, list[Counter]] = {}
+        for place in known:
+            counters.setdefault(envelopes[place].header.device, []).append(envelopes[place].header.counter)
+        stored = {
+            device: await self._readers.run(find_known, space, device, wanted) for device, wanted in counters.items()
+        }
+        seqs = {}
+        for place in known:
+            header = envelopes[place].header
+            identifier, seq = stored[header.device].get(header.counter, (envelopes[place].id, Seq(0)))
+            if identifier != envelopes[place].id:
+                raise AppendConflictError(f"counter {header.counter} of device {short(header.device)} is taken")
+            seqs[place] = seq
+        return seqs
