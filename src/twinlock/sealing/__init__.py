@@ -1,5 +1,6 @@
 """The two keys: identities, vault, keys of spaces, envelopes. The member side's only place that knows a key."""
 
+from twinlock.sealing.chains import ChainHead
 from twinlock.sealing.cipher import (
     Sealer,
     locked_write_epoch,
@@ -17,6 +18,8 @@ from twinlock.sealing.identity import (
     revoke_entry,
 )
 from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
+from twinlock.sealing.quarantine import Quarantined, QuarantineReason
+from twinlock.sealing.reader import ChainReader, Opened, Page, Source
 from twinlock.sealing.space_entries import (
     config_lease_entry,
     config_title_entry,
@@ -54,14 +57,21 @@ from twinlock.sealing.vault import (
 __all__ = [
     "PAYLOAD_BYTES_MAX",
     "AccountKeys",
+    "ChainHead",
+    "ChainReader",
     "DataKey",
     "DeviceKeys",
     "Entropy",
     "EpochKeys",
     "MemberKey",
+    "Opened",
+    "Page",
+    "QuarantineReason",
+    "Quarantined",
     "RecoveryKit",
     "Sealer",
     "ServiceKey",
+    "Source",
     "StoreKey",
     "UnlockKeys",
     "account_genesis",
