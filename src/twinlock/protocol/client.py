@@ -206,7 +206,8 @@ class ClientSession:
     def _on_handshake(self, frame: ServerFrame, now_ms: int) -> Event | None:
         match frame:
             case Challenge() if self._state is _State.CONNECTING:
-                return self._answer(frame, now_ms)
+                self._answer(frame, now_ms)
+                return None
             case Welcome() if self._state is _State.CHALLENGED:
                 return self._on_welcome(frame, now_ms)
             case Notice():

@@ -1,4 +1,4 @@
-"""The rule by which devices bound the log: what to pack, and how far the log may be cut. See spec/sealing.md, section 5.
+"""The rule by which devices bound the log: what to pack, how far to cut. See spec/sealing.md, section 5.
 
 Pure functions over numbers, so that the simulator's model and the replica follow one and the same rule.
 

@@ -262,6 +262,14 @@ class ReplicaStore(ABC):
         """Return kept envelopes above a counter by counter: at least one if there is any, about `bytes_max` in all."""
 
     @abstractmethod
+    def refreeze(self, after: Counter) -> int:
+        """Make the kept envelopes above a counter frozen again (`seq` 0), carrying no writes: the server lost them.
+
+        Returns:
+            how many there were.
+        """
+
+    @abstractmethod
     def forget_kept(self, upto_seq: Seq, confirmed_before_ms: int) -> int:
         """Drop kept envelopes that are both at or below a seq and confirmed before a time; return how many."""
 
