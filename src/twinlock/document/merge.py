@@ -1,0 +1,230 @@
+"""The merge state of a document: a join-semilattice in normal form. See spec/documents.md, section 4.
+
+Every fact lies at a path and has a stamp. A clear at a path hides all older facts at the path and below it, and
+drops those that its author had seen (`saw`); the rest stays for `conflicts`. Whatever is dropped is dropped because
+of something that stays, and together with everything older at its place: so the order of arrival cannot matter.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from twinlock.document.operations import CLEAR, INCREMENT, PUT, REMOVE, REPLACE, UNION, Operation
+from twinlock.document.stamps import NEVER, Stamp, device_of, instant_of
+from twinlock.document.values import EXT_STAMP_TIME, PATH_SEPARATOR, Ext, Path, Value, canonical, prefixes_of
+
+Write = tuple[Stamp, Value, Stamp]
+"""A leaf's stamp, its value, and the stamp that it replaced (`saw`)."""
+
+Cleared = tuple[Stamp, Stamp]
+"""The newest stamp of the clears of a path, and the newest stamp that one of them saw."""
+
+Total = tuple[Stamp, Stamp, int | float]
+"""A device's newest increment: its stamp, its base, the running total since the base."""
+
+Membership = tuple[Stamp, bool]
+"""A device's newest add of an element, and whether it was removed again."""
+
+_Fact = TypeVar("_Fact")
+
+_NOTHING: Final[Cleared] = (NEVER, NEVER)
+
+
+class State:
+    """The facts of one document that are still needed. Merging is commutative, associative and idempotent."""
+
+    __slots__ = ("alive", "clears", "counters", "losers", "members", "unknown", "writes")
+
+    def __init__(self) -> None:
+        self.alive: Stamp = NEVER
+        """The newest write of any kind: the document exists unless it was deleted later."""
+        self.writes: dict[Path, Write] = {}
+        """The highest write of each leaf."""
+        self.losers: dict[Path, Write] = {}
+        """The second highest write, where the author of the highest had not seen it."""
+        self.clears: dict[Path, Cleared] = {}
+        self.counters: dict[Path, dict[bytes, Total]] = {}
+        """By path and device."""
+        self.members: dict[Path, dict[bytes, dict[bytes, Membership]]] = {}
+        """Elements of sets by path, by canonical bytes of the element, by device."""
+        self.unknown: set[tuple[Stamp, bytes]] = set()
+        """Operations of newer SDKs, as they came."""
+
+    def apply(self, operation: Operation, stamp: Stamp) -> None:
+        """Take in one operation."""
+        if isinstance(operation, msgspec.Raw):
+            self.unknown.add((stamp, bytes(operation)))
+            return
+        code = operation[0]
+        if code in (PUT, REPLACE):
+            self._put_all(operation, stamp)
+        elif code == CLEAR:
+            self.clear(operation[2], (stamp, operation[1]))
+        elif code == INCREMENT:
+            self.revive(stamp)
+            self.count(operation[2], (stamp, operation[1], operation[3]))
+        elif code == UNION:
+            self._unite(operation[1], operation[2], stamp)
+        elif code == REMOVE:
+            self._remove(operation[1], operation[2])
+
+    def revive(self, stamp: Stamp) -> None:
+        """Note that the document was written to."""
+        if stamp > self.alive:
+            self.alive = stamp
+
+    def _put_all(self, operation: list[Any], stamp: Stamp) -> None:
+        code, saw, leaves = operation
+        if code == REPLACE:
+            self.clear("", (stamp, saw))
+        self.revive(stamp)
+        for path, value in leaves.items():
+            if type(value) is Ext and value.code == EXT_STAMP_TIME:
+                value = instant_of(stamp)
+            self.put(path, (stamp, value, saw))
+
+    def put(self, path: Path, write: Write) -> None:
+        """Take in a write: of two writes the higher wins, and the other stays if the winner had not seen it."""
+        if self.clears and self._is_dropped(path, write[0]):
+            return
+        top = self.writes.get(path)
+        if top is None:
+            self.writes[path] = write
+            return
+        if top == write and _rank(top) == _rank(write):
+            return
+        winner, loser = (write, top) if _outranks(write, top) else (top, write)
+        self.writes[path] = winner
+        previous = self.losers.get(path)
+        if previous is not None and _outranks(previous, loser):
+            loser = previous
+        if loser[0] > winner[2]:
+            self.losers[path] = loser
+        else:
+            self.losers.pop(path, None)
+
+    def clear(self, path: Path, cleared: Cleared) -> None:
+        """Take in a clear: keep the newest of its parts, drop what it has seen."""
+        known = self.clears.get(path, _NOTHING)
+        merged: Cleared = (max(known[0], cleared[0]), max(known[1], cleared[1]))
+        if merged == known or self._is_covered(path, merged):
+            return
+        self.clears[path] = merged
+        for below in [p for p, c in self.clears.items() if p != path and is_below(p, path) and _covers(merged, c)]:
+            del self.clears[below]
+        if merged[1]:
+            self._drop_below(path, merged)
+
+    def count(self, path: Path, total: Total) -> None:
+        """Take in a device's running total."""
+        if self.clears and self._is_dropped(path, total[0]):
+            return
+        devices = self.counters.setdefault(path, {})
+        device = device_of(total[0])
+        known = devices.get(device)
+        if known is None or _total_rank(total) > _total_rank(known):
+            devices[device] = total
+
+    def member(self, path: Path, element: bytes, membership: Membership) -> None:
+        """Take in an add or the removal of an add."""
+        if self.clears and self._is_dropped(path, membership[0]):
+            return
+        devices = self.members.setdefault(path, {}).setdefault(element, {})
+        device = device_of(membership[0])
+        known = devices.get(device)
+        if known is None or membership > known:
+            devices[device] = membership
+
+    def _unite(self, path: Path, elements: list[Value], stamp: Stamp) -> None:
+        self.revive(stamp)
+        for element in elements:
+            self.member(path, canonical(element), (stamp, False))
+
+    def _remove(self, path: Path, removed: list[tuple[Value, list[Stamp]]]) -> None:
+        for element, stamps in removed:
+            for stamp in stamps:
+                self.member(path, canonical(element), (stamp, True))
+
+    def merge(self, other: State) -> None:
+        """Take in everything of another state of the same document."""
+        self.revive(other.alive)
+        for path, cleared in other.clears.items():
+            self.clear(path, cleared)
+        for path, write in other.writes.items():
+            self.put(path, write)
+        for path, write in other.losers.items():
+            self.put(path, write)
+        for path, totals in other.counters.items():
+            for total in totals.values():
+                self.count(path, total)
+        for path, elements in other.members.items():
+            for element, memberships in elements.items():
+                for membership in memberships.values():
+                    self.member(path, element, membership)
+        self.unknown |= other.unknown
+
+    def _is_dropped(self, path: Path, stamp: Stamp) -> bool:
+        for prefix in prefixes_of(path):
+            newest, saw = self.clears.get(prefix, _NOTHING)
+            if stamp <= saw and stamp < newest:
+                return True
+        return False
+
+    def _is_covered(self, path: Path, cleared: Cleared) -> bool:
+        """Tell whether a clear further up already does all that this one does."""
+        return any(_covers(self.clears.get(prefix, _NOTHING), cleared) for prefix in prefixes_of(path)[:-1])
+
+    def _drop_below(self, path: Path, cleared: Cleared) -> None:
+        newest, saw = cleared
+
+        def gone(stamp: Stamp) -> bool:
+            return stamp <= saw and stamp < newest
+
+        for writes in (self.writes, self.losers):
+            for at in [p for p, write in writes.items() if gone(write[0]) and is_below(p, path)]:
+                del writes[at]
+        for at in [p for p in self.counters if is_below(p, path)]:
+            kept = {device: total for device, total in self.counters[at].items() if not gone(total[0])}
+            _replace(self.counters, at, kept)
+        for at in [p for p in self.members if is_below(p, path)]:
+            _replace(self.members, at, _without(self.members[at], gone))
+
+
+def _without(elements: dict[bytes, dict[bytes, Membership]], gone: Any) -> dict[bytes, dict[bytes, Membership]]:
+    kept = {
+        element: {device: membership for device, membership in devices.items() if not gone(membership[0])}
+        for element, devices in elements.items()
+    }
+    return {element: devices for element, devices in kept.items() if devices}
+
+
+def _replace(facts: dict[Path, dict[bytes, _Fact]], path: Path, kept: dict[bytes, _Fact]) -> None:
+    if kept:
+        facts[path] = kept
+    else:
+        del facts[path]
+
+
+def is_below(path: Path, top: Path) -> bool:
+    """Tell whether a path is `top` or lies below it."""
+    return not top or path == top or path.startswith(top + PATH_SEPARATOR)
+
+
+def _covers(upper: Cleared, lower: Cleared) -> bool:
+    return lower[0] <= upper[0] and lower[1] <= upper[1]
+
+
+def _outranks(left: Write, right: Write) -> bool:
+    if left[0] != right[0]:
+        return left[0] > right[0]
+    return _rank(left) > _rank(right)
+
+
+def _rank(write: Write) -> tuple[Stamp, bytes, Stamp]:
+    return (write[0], canonical(write[1]), write[2])
+
+
+def _total_rank(total: Total) -> tuple[Stamp, Stamp, bytes]:
+    return (total[0], total[1], canonical(total[2]))
