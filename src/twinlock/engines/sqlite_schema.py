@@ -11,6 +11,9 @@ from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import Incarnation
 
 SCHEMA_VERSION = 1
+WAL_PAGES_MAX = 4000
+WAL_ROOM_BYTES = 16 << 20
+"""Room for those pages, written once at the start: to sync a file that grows costs twice as much."""
 
 # `seq` is the rowid, so that an entry is appended at the end of its table and the index on the space alone is
 # sorted by (space, seq). `bytes` of a head counts all that its device ever appended: with it the size of a log is
@@ -65,7 +68,8 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
         raise StoreError(f"{path.name}: {exc}") from exc
     try:
         _prepare(connection)
-    except sqlite3.Error as exc:
+        _make_room(path)
+    except (OSError, sqlite3.Error) as exc:
         connection.close()
         raise StoreError(f"{path.name}: {exc}") from exc
     except UpdateNeededError:
@@ -92,10 +96,23 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA cache_size = -32768")
-    connection.execute("PRAGMA wal_autocheckpoint = 4000")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
     connection.execute("PRAGMA journal_size_limit = 67108864")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise UpdateNeededError(f"the database has schema {version}, this version knows {SCHEMA_VERSION}")
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _make_room(path: Path) -> None:
+    """Fill the empty write-ahead log with zeros, which are no valid frames: SQLite writes over them."""
+    descriptor = os.open(path.with_name(path.name + "-wal"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        if os.fstat(descriptor).st_size == 0:
+            for _ in range(WAL_ROOM_BYTES >> 20):
+                os.write(descriptor, bytes(1 << 20))
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
