@@ -1,4 +1,4 @@
-"""Writes made while locked: sealed records, appended to a file that this device itself cannot open. See sealing.md, 7."""
+"""Writes made while locked: sealed records in a file that this device cannot open. See spec/sealing.md, 7."""
 
 from __future__ import annotations
 

@@ -142,6 +142,13 @@ class OutboxTables:
         rows = self._file.each(f"{_ENVELOPE} WHERE NOT is_frozen AND counter > ? ORDER BY counter", (after,))
         return [_envelope(row) for row in within_bytes(rows, bytes_max, 3)]
 
+    def refreeze(self, after: Counter) -> int:
+        """Make kept envelopes above a counter frozen again; they carry no writes."""
+        self._file.run("UPDATE own_envelopes SET is_frozen = 1, seq = 0 WHERE NOT is_frozen AND counter > ?", (after,))
+        count = self._file.changed_rows()
+        self.frozen_count += count
+        return count
+
     def forget_kept(self, upto_seq: Seq, confirmed_before_ms: int) -> int:
         """Drop kept envelopes that are both low and old enough."""
         self._file.run(
