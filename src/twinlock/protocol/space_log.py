@@ -225,6 +225,8 @@ def _member(body: Body, state: SpaceLogState, by: AccountId) -> SpaceLogState:
     touched = {role, present.role if present else role}
     if state.members[by].role is not Role.OWNER and touched & {Role.OWNER, Role.ADMIN}:
         raise LogInvalidError("only an owner makes or changes owners and admins")
+    if present is not None and kem_pk != present.kem_pk:
+        raise LogInvalidError("a member's key is changed by another account")
     if present is not None and role.rank < present.role.rank:
         raise LogInvalidError("a lower role without a cutoff")
     granted = (*(present.granted if present else ()), (state.seq, role))
