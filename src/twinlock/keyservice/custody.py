@@ -1,0 +1,183 @@
+"""The rules of the key service: who gets which service key. Synchronous; all of it runs in the worker's thread.
+
+Each request is one call inside a transaction. A call checks first and writes last, so that a refusal leaves nothing
+behind but the used nonce and its record in the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+import msgspec
+
+from twinlock.errors import LeaseRefusedError, LimitExceededError, LogInvalidError
+from twinlock.ids import AccountId, DeviceId, Epoch, Incarnation, LogId, SpaceId
+from twinlock.keyservice.deny_list import DenyList
+from twinlock.keyservice.key_store import KeyStore
+from twinlock.keyservice.ledger import Ledger, LedgerRecord
+from twinlock.keyservice.logs import LogState, SignedLogs
+from twinlock.keyservice.requests import Asker, Proof, RequestGate
+from twinlock.keyservice.service_key import ServiceKey
+from twinlock.protocol import hpke
+from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
+from twinlock.protocol.frames import Grant, Lease, Leases
+from twinlock.protocol.limits import LEASE_EPOCHS_MAX
+from twinlock.protocol.proofs import lease_info, lease_message, pending_message
+from twinlock.protocol.space_log import EPOCH_MAX, SpaceLogState, replay_space
+
+HOUR_MS = 3_600_000
+
+
+class Custody:
+    """Decides over logs, candidates and leases, on the parts that it is given."""
+
+    __slots__ = ("_denied", "_gate", "_incarnation", "_keys", "_ledger", "_logs")
+
+    def __init__(
+        self,
+        logs: SignedLogs,
+        keys: KeyStore,
+        ledger: Ledger,
+        gate: RequestGate,
+        denied: DenyList,
+        incarnation: Incarnation,
+    ) -> None:
+        self._logs = logs
+        self._keys = keys
+        self._ledger = ledger
+        self._gate = gate
+        self._denied = denied
+        self._incarnation = incarnation
+
+    def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+        """Check entries by the rules of their log, store them, and return the new head."""
+        fresh = self._logs.fresh(log, expect_seq, entries)
+        before = self._logs.state(log)
+        if not fresh:
+            if before is None:
+                raise LogInvalidError("a log without a genesis")
+            return LogHead(before.seq, before.head)
+        after = self._logs.replay(log, fresh)
+        taken = self._candidates_of(before, after)
+        self._logs.store(log, after, fresh)
+        for epoch, candidate in taken.items():
+            self._keys.promote(SpaceId(log), epoch, candidate)
+        return LogHead(after.seq, after.head)
+
+    def create_pending(
+        self, account: AccountId, device: DeviceId, request: CreatePending, now_ms: int
+    ) -> CreatePendingResult:
+        """Make a candidate for a coming epoch and seal it to the device that asked."""
+        if not 1 <= request.epoch <= EPOCH_MAX:
+            raise LimitExceededError(f"epoch {request.epoch}")
+        message = pending_message(request.space, request.epoch, request.nonce, request.time_ms, account, device)
+        asker = self._ask(account, device, request, message, now_ms)
+        record = LedgerRecord(now_ms, "pending", request.space.hex(), account.hex(), device.hex(), [request.epoch])
+        space = self._space_of_pending(request)
+        role = None if space is None else space.role_of(account)
+        if asker.revoked:
+            self._refuse(record, "the device was revoked")
+        if request.space in self._denied:
+            self._refuse(record, "the space was shredded")
+        if space is None or role is None or not role.may_admit:
+            self._refuse(record, "only an owner or admin opens an epoch")
+        if request.epoch != space.epoch + 1:
+            self._refuse(record, f"epoch {request.epoch} does not follow epoch {space.epoch}")
+        key = ServiceKey.generate()
+        not_after_ms = _not_after(space, now_ms)
+        grant = self._grant(asker, request.space, request.epoch, key, not_after_ms, request.nonce)
+        commit = self._keys.add_pending(request.space, request.epoch, account, key, now_ms)
+        self._ledger.append(msgspec.structs.replace(record, not_after_ms=not_after_ms))
+        return CreatePendingResult(commit, grant)
+
+    def lease(self, account: AccountId, device: DeviceId, request: Lease, now_ms: int) -> Leases:
+        """Seal the service keys of some epochs to the device that asked."""
+        if not 1 <= len(request.epochs) <= LEASE_EPOCHS_MAX:
+            raise LimitExceededError(f"{len(request.epochs)} epochs in a lease request, {LEASE_EPOCHS_MAX} at most")
+        if not all(1 <= epoch <= EPOCH_MAX for epoch in request.epochs):
+            raise LimitExceededError("an epoch out of range in a lease request")
+        message = lease_message(request.space, request.epochs, request.nonce, request.time_ms, account, device)
+        asker = self._ask(account, device, request, message, now_ms)
+        record = LedgerRecord(now_ms, "lease", request.space.hex(), account.hex(), device.hex(), list(request.epochs))
+        space = self._space_of_lease(asker, request.space, record)
+        keys = {epoch: self._keys.get(request.space, epoch) for epoch in request.epochs}
+        not_after_ms = _not_after(space, now_ms)
+        grants = []
+        for epoch, key in keys.items():
+            if key is None:
+                self._refuse(record, f"there is no epoch {epoch}")
+            grants.append(self._grant(asker, request.space, epoch, key, not_after_ms, request.nonce))
+        self._ledger.append(msgspec.structs.replace(record, not_after_ms=not_after_ms))
+        heads = (space.seq, space.head, asker.account.seq, asker.account.head)
+        return Leases(request.space, request.nonce, grants, *heads)
+
+    def deny(self, space: SpaceId, now_ms: int) -> None:
+        """Release no key of a space ever again, and delete those that are stored."""
+        self._denied.add(space)
+        self._keys.delete(space)
+        self._ledger.append(LedgerRecord(now_ms, "denied", space.hex()))
+
+    def _ask(
+        self, account: AccountId, device: DeviceId, request: Lease | CreatePending, message: bytes, now_ms: int
+    ) -> Asker:
+        proof = Proof(request.nonce, request.time_ms, request.signature, message)
+        return self._gate.check(account, device, proof, now_ms)
+
+    def _candidates_of(self, before: LogState | None, after: LogState) -> dict[Epoch, int]:
+        """Return the candidate that each new epoch takes up.
+
+        Raises:
+            LogInvalidError: an epoch's key was not made here for its signer.
+            LeaseRefusedError: the space was shredded.
+        """
+        if not isinstance(after, SpaceLogState):
+            return {}
+        first = before.epoch + 1 if isinstance(before, SpaceLogState) else 1
+        taken = {}
+        for number in range(first, after.epoch + 1):
+            epoch = Epoch(number)
+            record = after.epochs[epoch]
+            if after.space in self._denied:
+                raise LeaseRefusedError("the space was shredded")
+            candidate = self._keys.find_pending(after.space, epoch, record.by, record.b_commit)
+            if candidate is None:
+                raise LogInvalidError(f"the service key of epoch {epoch} was not made for its signer")
+            taken[epoch] = candidate
+        return taken
+
+    def _space_of_pending(self, request: CreatePending) -> SpaceLogState | None:
+        stored = self._logs.space(request.space)
+        if stored is not None or request.genesis is None:
+            return stored
+        coming = replay_space([request.genesis])
+        return coming if coming.space == request.space else None
+
+    def _space_of_lease(self, asker: Asker, space: SpaceId, record: LedgerRecord) -> SpaceLogState:
+        state = self._logs.space(space)
+        role = None if state is None else state.role_of(asker.account.account)
+        if asker.revoked:
+            self._refuse(record, "the device was revoked")
+        if space in self._denied:
+            self._refuse(record, "the space was shredded")
+        if state is None or role is None or not role.may_lease:
+            self._refuse(record, "the account has no role that reads this space")
+        return state
+
+    def _grant(
+        self, asker: Asker, space: SpaceId, epoch: Epoch, key: ServiceKey, not_after_ms: int, nonce: bytes
+    ) -> Grant:
+        info = lease_info(space, epoch, asker.device, not_after_ms, self._incarnation, nonce)
+        try:
+            return Grant(epoch, not_after_ms, hpke.seal(asker.record.kem_pk, key.expose(), info))
+        except ValueError as exc:
+            raise LeaseRefusedError("the device's key cannot be sealed to") from exc
+
+    def _refuse(self, record: LedgerRecord, reason: str) -> NoReturn:
+        self._ledger.append(msgspec.structs.replace(record, refused=reason))
+        raise LeaseRefusedError(reason)
+
+
+def _not_after(space: SpaceLogState, now_ms: int) -> int:
+    # With 0 hours the device may not store the lease, but it must be able to work while it is online.
+    return now_ms + max(space.lease_hours, 1) * HOUR_MS

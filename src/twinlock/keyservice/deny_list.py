@@ -1,0 +1,53 @@
+"""Spaces whose keys are gone for good. A file of its own, so that no backup of the database brings them back."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from twinlock.errors import StoreError
+from twinlock.ids import ID_BYTES, SpaceId
+
+
+class DenyList:
+    """Only grows: one line of hex for each space."""
+
+    __slots__ = ("_path", "_spaces")
+
+    def __init__(self, path: Path) -> None:
+        """Read the file if there is one.
+
+        Raises:
+            StoreError: it cannot be read, or a line is no space id.
+        """
+        self._path = path
+        try:
+            # A last line without its end is one whose writing was cut short: nobody was told that it is denied.
+            lines = path.read_text("ascii").split("\n")[:-1] if path.exists() else []
+            self._spaces = {SpaceId(bytes.fromhex(line)) for line in lines if line}
+        except (OSError, ValueError) as exc:
+            raise StoreError(f"the deny list {path.name} cannot be read") from exc
+        if any(len(space) != ID_BYTES for space in self._spaces):
+            raise StoreError(f"the deny list {path.name} is damaged")
+
+    def __contains__(self, space: SpaceId) -> bool:
+        return space in self._spaces
+
+    def add(self, space: SpaceId) -> None:
+        """Deny a space, durably, from now on.
+
+        Raises:
+            StoreError: it could not be written.
+        """
+        if space in self._spaces:
+            return
+        try:
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "ab") as file:
+                # The leading line end closes a line that an earlier writing left cut short.
+                file.write(f"\n{space.hex()}\n".encode("ascii"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as exc:
+            raise StoreError(f"the deny list cannot be written: {exc.strerror}") from exc
+        self._spaces.add(space)

@@ -1,0 +1,136 @@
+"""The one thread in which the key service works: what waits runs in one transaction, so that its syncs are shared."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from twinlock.errors import ClosedError, KeyServiceError, OverloadedError, TwinlockError
+
+logger = logging.getLogger(__name__)
+
+WAITING_MAX = 10_000
+"""Requests that may wait; past it callers are told to come later."""
+
+OVERLOAD_RETRY_MS = 500
+GROUP_MAX = 256
+
+T = TypeVar("T")
+
+
+class _Task(Generic[T]):
+    __slots__ = ("call", "error", "future", "outcome")
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self.call = call
+        self.future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.outcome: T | None = None
+        self.error: TwinlockError | None = None
+
+
+class Worker:
+    """Runs calls one after the other; each answer is given once everything it wrote is durable."""
+
+    __slots__ = ("_closed", "_connection", "_forget", "_queue", "_thread", "_waiting_count")
+
+    def __init__(self, connection: sqlite3.Connection, forget: Callable[[], None]) -> None:
+        """`forget` is called when a transaction failed: what memory holds of it is void."""
+        self._connection = connection
+        self._forget = forget
+        self._queue: SimpleQueue[_Task[Any] | None] = SimpleQueue()
+        self._waiting_count = 0
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="twinlock-keyservice", daemon=True)
+        self._thread.start()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Return what a call returns. A `TwinlockError` is the call's own and undoes nothing.
+
+        Raises:
+            ClosedError, OverloadedError: the call was not taken.
+            KeyServiceError: the transaction failed; nothing was stored.
+        """
+        if self._closed:
+            raise ClosedError
+        if self._waiting_count >= WAITING_MAX:
+            raise OverloadedError("too many wait for the key service", retry_after_ms=OVERLOAD_RETRY_MS)
+        task = _Task(call)
+        self._waiting_count += 1
+        self._queue.put(task)
+        return await task.future
+
+    async def close(self) -> None:
+        """Finish what waits, end the thread and close the connection."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
+
+    def _work(self) -> None:
+        last = False
+        while not last:
+            group, last = self._next_group()
+            if group:
+                self._serve(group)
+        self._connection.close()
+
+    def _next_group(self) -> tuple[list[_Task[Any]], bool]:
+        task = self._queue.get()
+        group: list[_Task[Any]] = []
+        try:
+            while task is not None:
+                group.append(task)
+                if len(group) == GROUP_MAX:
+                    return group, False
+                task = self._queue.get_nowait()
+        except Empty:
+            return group, False
+        return group, True
+
+    def _serve(self, group: list[_Task[Any]]) -> None:
+        try:
+            self._run(group)
+        except Exception as exc:
+            # The top frame of this thread: later requests must still be served.
+            logger.exception("a transaction of the key service failed", extra={"requests_count": len(group)})
+            self._roll_back()
+            for task in group:
+                task.error = KeyServiceError("its store failed")
+                task.error.__cause__ = exc
+        try:
+            group[0].future.get_loop().call_soon_threadsafe(self._finish, group)
+        except RuntimeError:
+            logger.warning("the event loop ended before the key service answered")
+
+    def _run(self, group: list[_Task[Any]]) -> None:
+        self._connection.execute("BEGIN")
+        for task in group:
+            try:
+                task.outcome = task.call()
+            except TwinlockError as exc:
+                task.error = exc
+        self._connection.execute("COMMIT")
+
+    def _roll_back(self) -> None:
+        try:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            self._forget()
+        except sqlite3.Error:
+            # The next transaction fails as well then, and tells its callers.
+            logger.exception("a failed transaction of the key service could not be rolled back")
+
+    def _finish(self, group: list[_Task[Any]]) -> None:
+        self._waiting_count -= len(group)
+        for task in group:
+            if task.future.done():
+                continue
+            if task.error is None:
+                task.future.set_result(task.outcome)
+            else:
+                task.future.set_exception(task.error)
