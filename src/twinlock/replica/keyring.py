@@ -7,8 +7,10 @@ since these keys are what opens the replica's own file.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from twinlock.errors import (
     KeyMismatchError,
@@ -27,7 +29,7 @@ from twinlock.protocol.limits import LEASE_EPOCHS_MAX
 from twinlock.protocol.proofs import lease_info
 from twinlock.protocol.signed_log import LogPosition, check_continuation
 from twinlock.protocol.space_log import SpaceLogState
-from twinlock.sealing.identity import AccountKeys, DeviceKeys
+from twinlock.sealing.identity import DeviceKeys
 from twinlock.sealing.space_keys import EpochKeys, check_service_key, open_epoch, open_link, unwrap_member_key
 from twinlock.sealing.suite import SECRET_BYTES, MemberKey, ServiceKey
 
@@ -57,6 +59,18 @@ class _Held(msgspec.Struct, frozen=True):
     leased_ms: int
 
 
+class AccountReader(Protocol):
+    """The half of an account's keys that reads: a device holds the signing half only while the person is at it."""
+
+    @property
+    def account(self) -> AccountId:
+        """The account."""
+
+    @property
+    def kem(self) -> X25519PrivateKey:
+        """The key to which the account's member keys are wrapped."""
+
+
 class Keyring:
     """What this device knows of a space's keys and logs, and until when.
 
@@ -76,7 +90,7 @@ class Keyring:
         "space",
     )
 
-    def __init__(self, log: SpaceLogState, account_keys: AccountKeys, device_keys: DeviceKeys) -> None:
+    def __init__(self, log: SpaceLogState, account_keys: AccountReader, device_keys: DeviceKeys) -> None:
         self.space: SpaceId = log.space
         self.account: AccountId = account_keys.account
         self._account_kem = account_keys.kem
