@@ -1,4 +1,4 @@
-"""The list of all commands. What a command needs is imported when it runs, so that each starts fast and needs little."""
+"""The list of all commands. What a command needs is imported only when it runs, so that each starts fast."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ def app() -> None:
     missing = [name for name in NEEDED_PACKAGES if find_spec(name) is None]
     if missing:
         print(f"twinlock: the command line needs {' and '.join(missing)}.", file=sys.stderr)
-        print("Install them with: pip install 'twinlock[cli]'  (or 'twinlock[server]' to run a server)", file=sys.stderr)
+        print(
+            "Install them with: pip install 'twinlock[cli]'  (or 'twinlock[server]' to run a server)", file=sys.stderr
+        )
         sys.exit(2)
     from twinlock.cli.commands import commands
 

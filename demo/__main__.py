@@ -1,0 +1,66 @@
+"""`python -m demo` tells the story and keeps the server running; `--once` ends after it.
+
+The exit status is 0 if every check passed, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from demo.screen import Screen
+from demo.stage import Stage
+from demo.story import play
+
+
+def main() -> int:
+    """Run the demo and return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description="Show live sync under two keys.")
+    parser.add_argument("--once", action="store_true", help="end after the story instead of keeping the server running")
+    once = parser.parse_args().once
+    with tempfile.TemporaryDirectory(prefix="twinlock-demo-", ignore_cleanup_errors=True) as folder:
+        try:
+            return asyncio.run(_run(Path(folder), once))
+        except KeyboardInterrupt:
+            return 130
+
+
+async def _run(folder: Path, once: bool) -> int:
+    screen, started = Screen(), time.perf_counter()
+    stage = Stage(folder)
+    try:
+        screen.open()
+        try:
+            await play(screen, stage)
+        except Exception as exc:
+            # A story that breaks off has failed; what broke is said, and its files' place for who wants to look.
+            screen.check(False, f"the story broke off: {type(exc).__name__}: {exc}")
+        for device in (stage.a, stage.b, stage.c):
+            await device.stop()
+        screen.end(time.perf_counter() - started, [] if once else _next_steps(stage))
+        if not once:
+            await asyncio.Event().wait()
+    finally:
+        await stage.close()
+    return 1 if screen.failed else 0
+
+
+def _next_steps(stage: Stage) -> list[str]:
+    return [
+        f"The server keeps running at {stage.url} until Ctrl-C. In two other terminals:",
+        "",
+        f"  .venv/bin/python -m twinlock watch atlas/quakes --count 2000 --profile {stage.b.profile}",
+        f"  .venv/bin/python -m twinlock put atlas/quakes/mine '{{\"mag\": 4.2}}' --profile {stage.a.profile}",
+        f"  .venv/bin/python -m twinlock query atlas/quakes -w 'properties.mag >= 5' --profile {stage.a.profile}",
+        f"  .venv/bin/python -m twinlock inspect {stage.server.data}",
+        "",
+        "Your own: [bold]twinlock dev[/], then the four lines of README.md.",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

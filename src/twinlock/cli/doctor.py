@@ -1,0 +1,227 @@
+"""`twinlock doctor`: check what a device and a server need of this machine, and say what to do about what is wrong."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from twinlock.cli.output import SERVER_PACKAGES
+
+PYTHON_MIN = (3, 11)
+SQLITE_MIN = (3, 37, 0)
+FREE_BYTES_MIN = 1 << 30
+FSYNC_MS_MAX = 50.0
+FSYNC_TIMES = 20
+EARLIEST_CLOCK_S = 1_735_689_600
+"""The first of January 2025: a clock before it has never been set."""
+
+DEFAULT_PORT = 8765
+
+
+class Verdict(StrEnum):
+    """How a check came out."""
+
+    GOOD = "ok"
+    NOTE = "note"
+    BAD = "fail"
+
+
+class Finding(NamedTuple):
+    """What a check found, and what to do about it."""
+
+    verdict: Verdict
+    what: str
+    fix: str = ""
+
+
+_COLORS = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.BAD: "red"}
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="Check these settings as well.", dir_okay=False)
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The server's data folder.")] = None,
+    profile: Annotated[Path | None, typer.Option(help="The profile to look at.")] = None,
+) -> None:
+    """Check Python, SQLite, disk, clock, port, settings and the permissions of key files.
+
+    The exit status is 1 if anything must be mended.
+    """
+    from twinlock.client.profile import default_profile
+
+    folder = data or Path.cwd()
+    console = Console(highlight=False, soft_wrap=True)
+    failed = 0
+    checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("sqlite", _sqlite),
+        ("disk", lambda: _disk(folder)),
+        ("clock", _clock),
+        ("settings", lambda: _settings(config, data)),
+        ("key files", lambda: _key_files(folder if data else None, profile or default_profile())),
+    ]
+    for name, check in checks:
+        for finding in check():
+            failed += finding.verdict is Verdict.BAD
+            color = _COLORS[finding.verdict]
+            console.print(f"[{color}]{finding.verdict.value:>4}[/]  [bold]{name:<9}[/]  {escape(finding.what)}")
+            if finding.fix:
+                console.print(f"                 [dim]→[/] {escape(finding.fix)}")
+    console.print("\nEverything is in order." if not failed else f"\n{failed} to mend.")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _python() -> Iterator[Finding]:
+    text = f"{platform.python_implementation()} {platform.python_version()} on {platform.system()}"
+    yield Finding(Verdict.GOOD, text) if _is_supported() else Finding(Verdict.BAD, text, "Use Python 3.11 or newer.")
+
+
+def _is_supported() -> bool:
+    # pip refuses an older Python, but a copied folder does not.
+    return tuple(sys.version_info) >= PYTHON_MIN
+
+
+def _packages() -> Iterator[Finding]:
+    missing = [name for name in SERVER_PACKAGES if find_spec(name) is None]
+    if missing:
+        text = f"no server can run here: {', '.join(missing)} missing"
+        yield Finding(Verdict.NOTE, text, "pip install 'twinlock[server]', if it is to.")
+    else:
+        yield Finding(Verdict.GOOD, "client and server parts are installed")
+
+
+def _sqlite() -> Iterator[Finding]:
+    if sqlite3.sqlite_version_info < SQLITE_MIN:
+        least = ".".join(map(str, SQLITE_MIN))
+        yield Finding(Verdict.BAD, f"SQLite {sqlite3.sqlite_version}", f"The server needs {least} or newer.")
+    else:
+        yield Finding(Verdict.GOOD, f"SQLite {sqlite3.sqlite_version} for the server")
+    yield _encrypted_sqlite()
+
+
+def _encrypted_sqlite() -> Finding:
+    try:
+        import apsw
+    except ImportError:
+        return Finding(Verdict.BAD, "apsw-sqlite3mc is not installed", "pip install twinlock")
+    if not hasattr(apsw, "mc_version"):
+        text = "apsw is installed without encryption"
+        return Finding(Verdict.BAD, text, "pip uninstall apsw; pip install --force-reinstall apsw-sqlite3mc")
+    return Finding(Verdict.GOOD, f"SQLite {apsw.sqlite_lib_version()} with whole-file encryption for replicas")
+
+
+def _disk(folder: Path) -> Iterator[Finding]:
+    place = folder
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    text = f"{free / (1 << 30):,.1f} GiB free at {place}"
+    if free < FREE_BYTES_MIN:
+        yield Finding(Verdict.BAD, text, "Make room: a full disk refuses every write.")
+    else:
+        yield Finding(Verdict.GOOD, text)
+    try:
+        yield _fsync(place)
+    except OSError as exc:
+        yield Finding(Verdict.BAD, f"cannot write at {place}: {exc.strerror}", "Choose a folder that can be written.")
+
+
+def _fsync(folder: Path) -> Finding:
+    probe = folder / f".twinlock-doctor-{os.getpid()}"
+    taken_ms: list[float] = []
+    try:
+        with probe.open("xb", buffering=0) as file:
+            for _ in range(FSYNC_TIMES):
+                started = time.perf_counter()
+                file.write(bytes(4096))
+                os.fsync(file.fileno())
+                taken_ms.append((time.perf_counter() - started) * 1000)
+    finally:
+        probe.unlink(missing_ok=True)
+    median_ms = sorted(taken_ms)[FSYNC_TIMES // 2]
+    text = f"a write is on disk after {median_ms:.2f} ms (fsync)"
+    if median_ms > FSYNC_MS_MAX:
+        return Finding(Verdict.NOTE, text, "Every durable write waits this long: use a local disk.")
+    return Finding(Verdict.GOOD, text)
+
+
+def _clock() -> Iterator[Finding]:
+    text = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    if time.time() < EARLIEST_CLOCK_S:
+        yield Finding(Verdict.BAD, text, "Set the clock; leases and edit times depend on it.")
+    else:
+        yield Finding(Verdict.GOOD, f"{text}; devices correct theirs by the server's when they connect")
+
+
+def _settings(config: Path | None, data: Path | None) -> Iterator[Finding]:
+    if find_spec("twinlock.server") is None:
+        return
+    from twinlock.server.settings import SettingsError, load_settings
+
+    try:
+        settings = load_settings(config, os.environ, data=str(data) if data else None)
+    except SettingsError as exc:
+        yield Finding(Verdict.BAD, str(exc), "Mend the settings file or the TWINLOCK_* environment.")
+        return
+    tls = "TLS" if settings.uses_tls else "no TLS, loopback only" if settings.is_loopback else "TLS ends at a proxy"
+    yield Finding(Verdict.GOOD, f"engine {settings.engine}, {settings.host}:{settings.port}, {tls}")
+    yield _port(settings.host, settings.port)
+    if settings.uses_tls:
+        yield from _mode_of(Path(settings.tls_key))
+
+
+def _port(host: str, port: int) -> Finding:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            text = f"port {port} on {host} is not free: {exc.strerror}"
+            return Finding(Verdict.NOTE, text, "Fine if a Twinlock server is running there; else choose another port.")
+    return Finding(Verdict.GOOD, f"port {port} on {host} is free")
+
+
+def _key_files(data: Path | None, profile: Path) -> Iterator[Finding]:
+    found = [path for folder in (data, profile) if folder and folder.exists() for path in _secret_files(folder)]
+    findings = [finding for path in found for finding in _mode_of(path)]
+    bad = [finding for finding in findings if finding.verdict is Verdict.BAD]
+    if bad:
+        yield from bad
+    elif found:
+        yield Finding(Verdict.GOOD, f"{len(found)} key files, readable by their owner only")
+    else:
+        yield Finding(Verdict.NOTE, "no key files here yet")
+
+
+def _secret_files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and ("key" in path.name or path.name == "vault.db")]
+
+
+def _mode_of(path: Path) -> Iterator[Finding]:
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+    except OSError as exc:
+        yield Finding(Verdict.BAD, f"{path}: {exc.strerror}")
+        return
+    if mode & 0o077:
+        yield Finding(Verdict.BAD, f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
+    else:
+        yield Finding(Verdict.GOOD, f"{path} has mode {mode:04o}")

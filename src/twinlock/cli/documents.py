@@ -1,0 +1,188 @@
+"""`twinlock put`, `get`, `query` and `watch`: a profile's documents, for people and shell scripts.
+
+Values go in and out as JSON, one document a line, on the standard output; what is for people goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+import typer
+
+from twinlock.cli.conditions import Condition, read_condition
+from twinlock.cli.output import fail, from_json, people, run, to_json
+
+if TYPE_CHECKING:
+    from twinlock.client.client import Client
+    from twinlock.client.query import QueryHandle
+
+CONNECT_SECONDS_MAX = 10.0
+
+ProfileFolder = Annotated[
+    Path | None, typer.Option("--profile", "-p", help="The profile folder. [dim]default: that of `twinlock dev`[/]")
+]
+DocumentPath = Annotated[str, typer.Argument(help="space/collection/document", metavar="PATH", show_default=False)]
+CollectionPath = Annotated[str, typer.Argument(help="space/collection", metavar="PATH", show_default=False)]
+Offline = Annotated[bool, typer.Option("--offline", help="Answer from this device only, without waiting for a server.")]
+Where = Annotated[list[str], typer.Option("--where", "-w", help="A condition such as 'done == false'; repeatable.")]
+OrderBy = Annotated[list[str], typer.Option("--order-by", "-o", help="A field; a minus before it reverses.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", help="At most so many documents; 0 means all.", min=0)]
+Search = Annotated[str, typer.Option("--search", "-s", help="Words that the document's text must have.")]
+
+
+class Place(NamedTuple):
+    """Where a document or a collection is."""
+
+    space: str
+    collection: str
+    document: str = ""
+
+
+def put(
+    path: DocumentPath,
+    value: Annotated[str, typer.Argument(help="The document as JSON.", metavar="JSON", show_default=False)],
+    merge: Annotated[bool, typer.Option("--merge", "-m", help="Keep the fields that are not named.")] = False,
+    profile: ProfileFolder = None,
+    offline: Offline = False,
+) -> None:
+    """Write a document: [bold]twinlock put home/todos/1 '{"text": "milk"}'[/].
+
+    It is safe on this device at once; the command then waits a while for the server to have it.
+    """
+    place, data = document_place(path), from_json(value)
+    run(_put(place, data, merge, profile, offline))
+
+
+def get(path: DocumentPath, profile: ProfileFolder = None, offline: Offline = False) -> None:
+    """Print a document: [bold]twinlock get home/todos/1[/]. The status is 1 if there is none."""
+    run(_get(document_place(path), profile, offline))
+
+
+def query(
+    path: CollectionPath,
+    where: Where = [],  # noqa: B006  # typer copies it
+    order_by: OrderBy = [],  # noqa: B006
+    limit: Limit = 0,
+    search: Search = "",
+    profile: ProfileFolder = None,
+    offline: Offline = False,
+) -> None:
+    """Print documents, one JSON object a line: [bold]twinlock query home/todos -w 'done == false'[/]."""
+    wish = Wish([read_condition(text) for text in where], order_by, limit, search)
+    run(_query(collection_place(path), wish, profile, offline))
+
+
+def watch(
+    path: CollectionPath,
+    where: Where = [],  # noqa: B006
+    limit: Limit = 0,
+    count: Annotated[int, typer.Option("--count", help="End after so many changes; 0 means never.", min=0)] = 0,
+    profile: ProfileFolder = None,
+) -> None:
+    """Print what is there, then every change as it arrives, until Ctrl-C."""
+    wish = Wish([read_condition(text) for text in where], [], limit, "")
+    run(_watch(collection_place(path), wish, count, profile))
+
+
+class Wish(NamedTuple):
+    """What to select."""
+
+    conditions: list[Condition]
+    order_by: list[str]
+    limit: int
+    search: str
+
+
+def document_place(path: str) -> Place:
+    """Split `space/collection/document`; a collection's name may have slashes."""
+    parts = path.strip("/").split("/")
+    if len(parts) < 3 or not all(parts):
+        fail("bad_path", f"{path!r} is not the path of a document.", "Write space/collection/document.", status=2)
+    return Place(parts[0], "/".join(parts[1:-1]), parts[-1])
+
+
+def collection_place(path: str) -> Place:
+    """Split `space/collection`."""
+    space, _, collection = path.strip("/").partition("/")
+    if not space or not collection:
+        fail("bad_path", f"{path!r} is not the path of a collection.", "Write space/collection.", status=2)
+    return Place(space, collection)
+
+
+@asynccontextmanager
+async def opened(profile: Path | None, offline: bool) -> AsyncIterator[Client]:
+    """Open a profile and, unless told otherwise, give the connection some seconds to come up and to catch up."""
+    import twinlock
+
+    async with await twinlock.connect(profile=profile) as db:
+        if not offline and not await connected(db):
+            people.print("[yellow]offline[/]: the server does not answer; this is what is on the device")
+        yield db
+
+
+async def connected(db: Client) -> bool:
+    """Wait until the server answers; False if it takes too long."""
+    reached = asyncio.Event()
+    unsubscribe = db.on_status(lambda status: reached.set() if status == "connected" else None)
+    try:
+        if db.status != "connected":
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                await reached.wait()
+    except TimeoutError:
+        return False
+    finally:
+        unsubscribe()
+    return True
+
+
+async def _put(place: Place, data: dict[str, object], merge: bool, profile: Path | None, offline: bool) -> None:
+    async with opened(profile, offline) as db:
+        document = db.space(place.space).collection(place.collection).doc(place.document)
+        write = await document.set(data, merge=merge)
+        if db.status == "connected" and not offline:
+            await write.durable()
+            people.print("[green]written[/], the server has it")
+        else:
+            people.print("[green]written[/] on this device; the server gets it at the next connection")
+
+
+async def _get(place: Place, profile: Path | None, offline: bool) -> None:
+    async with opened(profile, offline) as db:
+        document = db.space(place.space).collection(place.collection).doc(place.document)
+        value = await document.get()
+    if value is None:
+        fail("not_found", "There is no such document.", f"twinlock query {place.space}/{place.collection}")
+    print(to_json(value))
+
+
+async def _query(place: Place, wish: Wish, profile: Path | None, offline: bool) -> None:
+    async with opened(profile, offline) as db:
+        for document in await _select(db, place, wish).get():
+            print(to_json({"id": document.id, **document.data}))
+
+
+async def _watch(place: Place, wish: Wish, count: int, profile: Path | None) -> None:
+    seen = 0
+    async with opened(profile, offline=False) as db:
+        async for snap in _select(db, place, wish).watch():
+            for change in snap.changes:
+                line = {"change": change.kind, "id": change.doc.id}
+                print(to_json(line if change.kind == "removed" else {**line, "data": change.doc.data}), flush=True)
+                seen += 1
+                if seen == count:
+                    return
+
+
+def _select(db: Client, place: Place, wish: Wish) -> QueryHandle:
+    selection = db.space(place.space).collection(place.collection).query()
+    for condition in wish.conditions:
+        selection = selection.where(condition.field, condition.operator, condition.value)
+    for field in wish.order_by:
+        selection = selection.order_by(field.removeprefix("-"), descending=field.startswith("-"))
+    if wish.search:
+        selection = selection.search(wish.search)
+    return selection.limit(wish.limit) if wish.limit else selection
