@@ -1,4 +1,4 @@
-"""The server's half of a session as a state machine: which frames may come when, and how many. See spec/protocol.md, section 3.
+"""The server's half of a session: which frames may come when, and how many. See spec/protocol.md, section 3.
 
 Sans-I/O: the shell hands in decoded frames and the time, and acts on what is raised.
 """

@@ -1,19 +1,65 @@
-"""The whole server put together: engine, key service, sync socket and HTTP on one port."""
+"""The whole server put together: stores, services, sync socket and HTTP on one port."""
 
 from __future__ import annotations
 
-from twinlock.server.settings import Settings
+import asyncio
+import signal
+import socket
+import time
+
+import structlog
+import uvicorn
+import uvloop
+from litestar import Litestar
+
+from twinlock.errors import TwinlockError
+from twinlock.server.accounts import Accounts
+from twinlock.server.admission import Admission, Tickets
+from twinlock.server.authorize import Authority
+from twinlock.server.buckets import Quotas
+from twinlock.server.commit import Committer
+from twinlock.server.drain import drain, revoke_devices
+from twinlock.server.heartbeat import Heartbeat
+from twinlock.server.http import build_http
+from twinlock.server.hub import Hub
+from twinlock.server.logs import configure_logs
+from twinlock.server.metrics import Metrics
+from twinlock.server.registry import SpaceRegistry
+from twinlock.server.services import Services
+from twinlock.server.session import Dispatcher
+from twinlock.server.settings import Settings, SettingsError
+from twinlock.server.signed_logs import SignedLogs
+from twinlock.server.spaces import Spaces
+from twinlock.server.stores import Stores, open_stores
+from twinlock.server.tasks import Tasks
+from twinlock.server.websocket import SyncSocket
+
+logger = structlog.get_logger(__name__)
+
+BACKLOG = 4096
+PROBE_KEY = "probe"
+PROBE_TIMEOUT_S = 2.0
+DAY_MS = 86_400_000
 
 
 class Server:
     """A server that can be started and stopped inside a running event loop.
 
     `port` is the port in use once `start` has returned (useful with `port = 0`).
+
+    Args:
+        settings: what the operator chose.
+        stores: open stores to use in place of those that the settings name; closed with the server.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, stores: Stores | None = None) -> None:
         self.settings = settings.check()
         self.port = settings.port
+        self.metrics = Metrics()
+        self._given_stores = stores
+        self._stop_asked = asyncio.Event()
+        self._root: asyncio.Task[None] | None = None
+        self._is_serving = False
 
     @property
     def url(self) -> str:
@@ -22,13 +68,184 @@ class Server:
         return f"{'wss' if self.settings.uses_tls else 'ws'}://{host}:{self.port}"
 
     async def start(self) -> None:
-        """Open the stores and listen; on return the server answers."""
-        raise NotImplementedError
+        """Open the stores and listen; on return the server answers.
+
+        Raises:
+            SettingsError: the address cannot be listened on.
+            StoreError: a store cannot be opened.
+        """
+        assert self._root is None
+        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        # The one task that belongs to no group: it owns the group, so that any task may call `stop`.
+        self._root = asyncio.create_task(self._serve(started), name="twinlock server")
+        await asyncio.wait({started, self._root}, return_when=asyncio.FIRST_COMPLETED)
+        if not started.done():
+            await self._root
 
     async def stop(self) -> None:
-        """Drain: tell every client to come back later, finish commits, close the stores."""
+        """Drain: tell every client to come back later, finish commits, close the stores. May be called twice."""
+        self._stop_asked.set()
+        await self.wait_stopped()
+
+    async def wait_stopped(self) -> None:
+        """Return when the server has stopped; raises what ended it if that was an error."""
+        if self._root is not None:
+            await asyncio.shield(self._root)
+
+    def ask_to_stop(self) -> None:
+        """Begin to stop, and return at once: for signal handlers."""
+        self._stop_asked.set()
+
+    async def _serve(self, started: asyncio.Future[None]) -> None:
+        listener = _listen(self.settings)
+        try:
+            self.port = listener.getsockname()[1]
+            stores = self._given_stores or await open_stores(self.settings)
+            try:
+                await self._serve_stores(stores, listener, started)
+            finally:
+                await stores.close()
+        finally:
+            listener.close()
+
+    async def _serve_stores(self, stores: Stores, listener: socket.socket, started: asyncio.Future[None]) -> None:
+        heartbeat = Heartbeat(self.metrics)
+        try:
+            async with asyncio.TaskGroup() as group:
+                services = build_services(self.settings, stores, Tasks(group), self.metrics, heartbeat)
+                origins = self.settings.origins_at(self.port)
+                dispatcher = Dispatcher(services, origins)
+                sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, now_ms)
+                http = build_http(self.metrics, lambda: self._is_ready(stores))
+                web = _web_server(self.settings, http, sync)
+                await web.startup(sockets=[listener])
+                turning = group.create_task(web.main_loop())
+                services.tasks.spawn(_clean_for_ever(services), "clean")
+                self._is_serving = True
+                logger.info("listening", port=self.port, tls=self.settings.uses_tls)
+                started.set_result(None)
+                await self._stop_asked.wait()
+                self._is_serving = False
+                for server in web.servers:
+                    server.close()
+                await drain(sync, services)
+                web.should_exit = True
+                await turning
+                await web.shutdown(sockets=[listener])
+                raise _Stopped
+        except* _Stopped:
+            logger.info("stopped")
+        finally:
+            heartbeat.stop()
+
+    async def _is_ready(self, stores: Stores) -> bool:
+        """Tell whether clients are taken and the engine still writes durably."""
+        if not self._is_serving:
+            return False
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await stores.directory.put(PROBE_KEY, b"")
+        except (TwinlockError, TimeoutError):
+            return False
+        return True
+
+
+class _Stopped(Exception):
+    """Ends the group of tasks of a server that has drained."""
 
 
 def run(settings: Settings) -> None:
     """Serve until SIGINT or SIGTERM."""
-    raise NotImplementedError
+    configure_logs(settings.log_level)
+    uvloop.run(_run(settings))
+
+
+async def _run(settings: Settings) -> None:
+    server = Server(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, server.ask_to_stop)
+    await server.start()
+    await server.wait_stopped()
+
+
+def now_ms() -> int:
+    """Return the wall clock, in ms since 1970 (UTC)."""
+    return time.time_ns() // 1_000_000
+
+
+def build_services(
+    settings: Settings, stores: Stores, tasks: Tasks, metrics: Metrics, heartbeat: Heartbeat
+) -> Services:
+    """Put the parts together that stand behind the sync socket."""
+    logs = SignedLogs(stores.directory, stores.keys)
+    authority = Authority(logs, lambda devices: revoke_devices(heartbeat, devices))
+    hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max)
+    registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
+    accounts = Accounts(stores.directory, authority, registry, stores.secrets, settings, now_ms)
+    spaces = Spaces(stores.log, stores.directory, stores.keys, logs, registry, hub, now_ms)
+    return Services(
+        settings=settings,
+        secrets=stores.secrets,
+        log=stores.log,
+        keys=stores.keys,
+        authority=authority,
+        registry=registry,
+        hub=hub,
+        committer=Committer(stores.log, hub, tasks, metrics, now_ms),
+        admission=Admission(settings, now_ms()),
+        tickets=Tickets(stores.secrets.ticket_key),
+        quotas=Quotas(settings),
+        methods={**accounts.methods(), **spaces.methods()},
+        tasks=tasks,
+        metrics=metrics,
+        now_ms=now_ms,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError as exc:
+        listener.close()
+        raise SettingsError(f"cannot listen on {settings.host}, port {settings.port}: {exc.strerror}") from exc
+    listener.setblocking(False)
+    return listener
+
+
+def _web_server(settings: Settings, http: Litestar, sync: SyncSocket) -> uvicorn.Server:
+    config = uvicorn.Config(
+        http,
+        loop="none",
+        http="httptools",
+        ws=sync,  # type: ignore[arg-type]  # Any callable that returns a protocol works; the types know classes only.
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        ssl_certfile=settings.tls_certificate or None,
+        ssl_keyfile=settings.tls_key or None,
+        timeout_graceful_shutdown=1,
+    )
+    config.load()
+    server = uvicorn.Server(config)
+    server.lifespan = config.lifespan_class(config)
+    return server
+
+
+async def _clean_for_ever(services: Services) -> None:
+    """Delete what was cut longer ago than the grace."""
+    settings = services.settings
+    while True:
+        await asyncio.sleep(settings.clean_interval_s or 60.0)
+        try:
+            deleted = await services.log.clean(now_ms() - int(settings.grace_days * DAY_MS))
+        except TwinlockError as error:
+            logger.warning("cleaning failed", code=error.code)
+        else:
+            services.metrics.cleaned.inc(deleted)

@@ -1,4 +1,4 @@
-"""The server's settings: defaults, then a TOML file, then `TWINLOCK_*` of the environment. See docs/reference/settings.md."""
+"""The settings: defaults, a TOML file, then `TWINLOCK_*` of the environment. See docs/reference/settings.md."""
 
 from __future__ import annotations
 

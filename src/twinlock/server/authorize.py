@@ -1,0 +1,94 @@
+"""Who may do what: accounts and devices as their signed logs say, replayed and kept at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from twinlock.errors import DeviceRevokedError, LogInvalidError, UnknownDeviceError
+from twinlock.ids import AccountId, DeviceId, LogId
+from twinlock.protocol.account_log import AccountState, replay_account
+from twinlock.protocol.calls import SignedEntry
+from twinlock.server.sequencer import Author
+from twinlock.server.signed_logs import SignedLogs
+
+ACCOUNTS_KEPT_MAX = 100_000
+
+
+class Authority:
+    """The accounts that were lately here."""
+
+    __slots__ = ("_accounts", "_logs", "_on_revoked")
+
+    def __init__(self, logs: SignedLogs, on_revoked: Callable[[frozenset[DeviceId]], None]) -> None:
+        self._logs = logs
+        self._accounts: dict[AccountId, AccountState] = {}
+        self._on_revoked = on_revoked
+
+    async def log(self, account: AccountId) -> list[SignedEntry]:
+        """Return every entry of an account's log."""
+        return await self._logs.read(LogId(account))
+
+    async def append(self, account: AccountId, after_seq: int, entries: Sequence[SignedEntry]) -> AccountState:
+        """Append to an account's log and return its new state.
+
+        Raises:
+            LogConflictError, LogInvalidError, SignatureError, UpdateNeededError: as the key service decides.
+        """
+        await self._logs.append(LogId(account), after_seq, entries)
+        return await self._grew(account, after_seq, entries)
+
+    def account_at_hand(self, account: AccountId) -> AccountState | None:
+        """Return an account's state if it needs no reading."""
+        return self._accounts.get(account)
+
+    async def account(self, account: AccountId) -> AccountState:
+        """Return an account's state.
+
+        Raises:
+            UnknownDeviceError: there is no such account.
+        """
+        known = self._accounts.get(account)
+        if known is not None:
+            return known
+        entries = await self._logs.read(LogId(account))
+        if not entries:
+            raise UnknownDeviceError
+        state = replay_account(entries)
+        if state.account != account:
+            raise LogInvalidError("the log of another account")
+        newer = self._accounts.get(account)
+        # The log may have grown while it was read here.
+        return newer if newer is not None and newer.seq > state.seq else self._keep(state)
+
+    async def _grew(self, account: AccountId, after_seq: int, entries: Sequence[SignedEntry]) -> AccountState:
+        """Take over entries that were just appended; devices that they revoke are cut off at once."""
+        before = self._accounts.pop(account, None)
+        if before is not None and before.seq == after_seq:
+            state = self._keep(replay_account(entries, before))
+        else:
+            state = await self.account(account)
+        revoked = state.revoked - (before.revoked if before else frozenset())
+        if revoked:
+            self._on_revoked(revoked)
+        return state
+
+    def _keep(self, state: AccountState) -> AccountState:
+        self._accounts.pop(state.account, None)
+        if len(self._accounts) >= ACCOUNTS_KEPT_MAX:
+            del self._accounts[next(iter(self._accounts))]
+        self._accounts[state.account] = state
+        return state
+
+
+def author_of(state: AccountState, device: DeviceId) -> Author:
+    """Return who a device is when it speaks for its account.
+
+    Raises:
+        DeviceRevokedError, UnknownDeviceError: it does not, or no longer.
+    """
+    if device in state.retired:
+        raise DeviceRevokedError
+    record = state.devices.get(device)
+    if record is None:
+        raise UnknownDeviceError
+    return Author(state.account, device, record.sign_pk)

@@ -1,0 +1,199 @@
+"""Group commit: per space at most one append is in flight, and it carries everything that waited.
+
+`ack` is sent only after the append returned, which means durable. What a failed append leaves open is settled by
+reading the log's own state again; nobody is told anything that a crash could take back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from twinlock.contracts import Log, SpaceState
+from twinlock.errors import AppendConflictError, CounterConflictError, InternalError, StoreError, TwinlockError
+from twinlock.ids import Counter, DeviceId, Seq, short
+from twinlock.protocol.frames import Ack, Entry, Reject
+from twinlock.server.hub import Hub
+from twinlock.server.metrics import Metrics
+from twinlock.server.peer import Peer
+from twinlock.server.sequencer import Refusal
+from twinlock.server.served_space import ServedSpace, WaitingPush
+from twinlock.server.tasks import Tasks
+
+logger = structlog.get_logger(__name__)
+
+GROUP_BYTES_MAX = 4 << 20
+"""An append carries about this much at most, so that no one waits behind a mountain."""
+
+RETRY_AFTER_MS = 1_000
+
+
+class Committer:
+    """Takes pushes that were decided on, and acknowledges and delivers them once they are durable."""
+
+    __slots__ = ("_changed", "_hub", "_log", "_loop", "_metrics", "_now_ms", "_tasks", "in_flight", "waiting_bytes")
+
+    def __init__(self, log: Log, hub: Hub, tasks: Tasks, metrics: Metrics, now_ms: Callable[[], int]) -> None:
+        self._log = log
+        self._hub = hub
+        self._tasks = tasks
+        self._metrics = metrics
+        self._now_ms = now_ms
+        self._loop = asyncio.get_running_loop()
+        self._changed: list[ServedSpace] = []
+        self.in_flight = 0
+        """Pushes that are not answered yet."""
+
+        self.waiting_bytes = 0
+        """Bytes of those pushes."""
+
+    def submit(self, space: ServedSpace, push: WaitingPush) -> None:
+        """Queue a push; everything that is queued in one loop turn goes into one append per space."""
+        if not push.fresh and not push.known and not space.waiting and not space.is_appending:
+            self._settle(space, push)
+            return
+        self.in_flight += 1
+        self.waiting_bytes += push.pushed_bytes
+        if not space.waiting and not space.is_appending:
+            if not self._changed:
+                self._loop.call_soon(self._start)
+            self._changed.append(space)
+        space.waiting.append(push)
+
+    def _start(self) -> None:
+        changed, self._changed = self._changed, []
+        for space in changed:
+            space.is_appending = True
+            self._tasks.spawn(self._append_all(space), "commit", partial(self._abandon, space))
+
+    async def _append_all(self, space: ServedSpace) -> None:
+        while space.waiting:
+            group = _take_group(space)
+            try:
+                await self._append_group(space, group)
+            except TwinlockError as error:
+                # Nothing is known of this group, and what waits behind it stands on it.
+                rest, space.waiting = space.waiting, []
+                await self._recover(space, group + rest, error)
+        space.is_appending = False
+
+    async def _append_group(self, space: ServedSpace, group: list[WaitingPush]) -> None:
+        envelopes = [envelope for push in group for envelope in push.fresh]
+        acked: dict[Peer, list[tuple[Counter, Seq]]] = {}
+        if envelopes:
+            received_ms = self._now_ms()
+            started = time.perf_counter()
+            seqs = await self._log.append(space.id, envelopes, received_ms)
+            self._metrics.commit_seconds.observe(time.perf_counter() - started)
+            self._metrics.commit_group.observe(len(envelopes))
+            self._metrics.acked.inc(len(envelopes))
+            space.sequencer.confirm(envelopes)
+            space.log_bytes += sum(len(envelope.data) for envelope in envelopes)
+            acked = _acks_by_peer(group, seqs)
+            for peer, pairs in acked.items():
+                peer.send(Ack(space.id, pairs))
+            entries = [Entry(seq, received_ms, envelope.data) for seq, envelope in zip(seqs, envelopes, strict=True)]
+            self._hub.deliver(space, entries)
+        for push in group:
+            if push.known:
+                await self._acknowledge_known(space, push)
+            self._leave(push)
+            self._settle(space, push)
+
+    async def _acknowledge_known(self, space: ServedSpace, push: WaitingPush) -> None:
+        """Acknowledge what was pushed before: the log says whether it really is the same."""
+        pairs: list[tuple[Counter, Seq]] = []
+        for envelope in push.known:
+            counter = envelope.header.counter
+            try:
+                seqs = await self._log.append(space.id, [envelope], self._now_ms())
+            except AppendConflictError:
+                conflict = Refusal(counter, CounterConflictError(f"counter {counter} is taken"))
+                self._reject(space, push.peer, envelope.header.device, conflict)
+                break
+            pairs.append((counter, seqs[0]))
+        self._metrics.repeats.inc(len(pairs))
+        if pairs:
+            push.peer.send(Ack(space.id, pairs))
+
+    def _leave(self, push: WaitingPush) -> None:
+        self.in_flight -= 1
+        self.waiting_bytes -= push.pushed_bytes
+
+    def _settle(self, space: ServedSpace, push: WaitingPush) -> None:
+        push.peer.settle(push.pushed_bytes)
+        if push.refusal is not None and push.peer.author is not None:
+            self._reject(space, push.peer, push.peer.author.device, push.refusal)
+
+    def _reject(self, space: ServedSpace, peer: Peer, device: DeviceId, refusal: Refusal) -> None:
+        error = refusal.error
+        head = space.sequencer.head_of(device)
+        self._metrics.rejected(error)
+        peer.send(
+            Reject(space.id, refusal.counter, error.code, error.detail, error.retry_after_ms, head.counter, head.id)
+        )
+
+    async def _recover(self, space: ServedSpace, pushes: list[WaitingPush], error: TwinlockError) -> None:
+        """Settle with the log after a failed append: take over its state, and have every push sent again."""
+        logger.warning("append failed", space=short(space.id), code=error.code)
+        state = await self._state_or_none(space)
+        if state is not None:
+            space.sequencer.restore(state.heads)
+            space.log_bytes, space.start = state.log_bytes, state.start
+            self._hub.restart(space, state.head)
+        told = error if isinstance(error, StoreError) else StoreError("the log moved on; push again")
+        for push in pushes:
+            self._leave(push)
+            push.peer.settle(push.pushed_bytes)
+            for envelope in (*push.fresh, *push.known)[:1]:
+                retry = Refusal(envelope.header.counter, _with_retry(told))
+                self._reject(space, push.peer, envelope.header.device, retry)
+
+    async def _state_or_none(self, space: ServedSpace) -> SpaceState | None:
+        try:
+            return await self._log.state(space.id)
+        except TwinlockError:
+            # The store does not even answer: keep what was durable, and let the next push try.
+            space.sequencer.restore(space.sequencer.durable)
+            return None
+
+    def _abandon(self, space: ServedSpace, _: Exception) -> None:
+        """An error of our own: nobody may be left waiting, so everyone who pushes or reads here connects anew."""
+        space.is_appending = False
+        rest, space.waiting = space.waiting, []
+        for push in rest:
+            self._leave(push)
+        for peer in {push.peer for push in rest} | space.live | set(space.lagging):
+            peer.refuse(InternalError())
+
+
+def _take_group(space: ServedSpace) -> list[WaitingPush]:
+    """Take what waits, in order, up to about GROUP_BYTES_MAX; always at least one push."""
+    total, count = 0, 0
+    for push in space.waiting:
+        if count and total + push.pushed_bytes > GROUP_BYTES_MAX:
+            break
+        total += push.pushed_bytes
+        count += 1
+    group, space.waiting = space.waiting[:count], space.waiting[count:]
+    return group
+
+
+def _acks_by_peer(group: list[WaitingPush], seqs: list[Seq]) -> dict[Peer, list[tuple[Counter, Seq]]]:
+    acked: dict[Peer, list[tuple[Counter, Seq]]] = {}
+    place = 0
+    for push in group:
+        if push.fresh:
+            pairs = acked.setdefault(push.peer, [])
+            for envelope in push.fresh:
+                pairs.append((envelope.header.counter, seqs[place]))
+                place += 1
+    return acked
+
+
+def _with_retry(error: TwinlockError) -> StoreError:
+    return StoreError(error.detail, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS)

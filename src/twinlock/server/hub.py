@@ -1,0 +1,180 @@
+"""Delivery: one message a commit, the same bytes to every live reader, and catch-up from the log for the others.
+
+The rule that makes it gapless: a reader is in `live` exactly if it has been sent everything up to `delivered`, and
+both change only inside one callback of the loop. See docs/internals/server.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from twinlock.contracts import Log
+from twinlock.errors import InternalError, TwinlockError
+from twinlock.ids import Seq, SpaceId
+from twinlock.protocol.codec import encode
+from twinlock.protocol.frames import Entries, Entry, Signals
+from twinlock.protocol.limits import ENTRIES_PAGE_BYTES_MAX
+from twinlock.server.framing import binary_message
+from twinlock.server.metrics import Metrics
+from twinlock.server.peer import Peer
+from twinlock.server.served_space import Delivery, Lag, ServedSpace
+from twinlock.server.tasks import Tasks
+
+
+class Hub:
+    """Brings committed entries to readers.
+
+    Bounds: a live reader's unsent bytes by READER_BUFFER_BYTES_MAX (then it lags), a lagging one's by that and one
+    page, and the pages being read at once by `reads_max`.
+    """
+
+    __slots__ = ("_changed", "_log", "_loop", "_metrics", "_reads", "_tasks")
+
+    def __init__(self, log: Log, tasks: Tasks, metrics: Metrics, reads_max: int) -> None:
+        self._log = log
+        self._tasks = tasks
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._reads = asyncio.Semaphore(reads_max)
+        self._changed: list[ServedSpace] = []
+
+    def attach(self, space: ServedSpace, peer: Peer, after: Seq) -> None:
+        """Deliver everything after a seq to a peer, first what is stored, then live."""
+        self.detach(space, peer)
+        if after == space.delivered and not peer.paused:
+            space.live.add(peer)
+        else:
+            self._lag(space, peer, after)
+
+    def detach(self, space: ServedSpace, peer: Peer) -> None:
+        """Deliver no more to a peer."""
+        space.live.discard(peer)
+        if space.lagging.pop(peer, None) is not None and not space.lagging:
+            space.forget_recent()
+
+    def deliver(self, space: ServedSpace, entries: list[Entry]) -> None:
+        """Send a commit to every live reader at the end of this loop turn, together with what else comes till then."""
+        if not self._changed:
+            self._loop.call_soon(self._flush)
+        if not space.turn:
+            self._changed.append(space)
+        space.turn.append(Delivery(entries, entries_message(space.id, entries, entries[-1].seq)))
+
+    def relay(self, space: ServedSpace, sender: Peer, signals: Signals) -> None:
+        """Send signals to all who are attached and keep up, but not back to their sender."""
+        message = binary_message(encode(signals))
+        for peer in (*space.live, *space.lagging):
+            if peer is not sender and not peer.paused:
+                peer.write(message)
+
+    def pause(self, space: ServedSpace, peer: Peer) -> None:
+        """Stop delivering to a peer whose buffer is full; it has been sent everything up to `delivered`."""
+        if peer in space.live:
+            space.live.discard(peer)
+            self._lag(space, peer, space.delivered)
+            self._metrics.slow_readers.inc()
+
+    def resume(self, space: ServedSpace, peer: Peer) -> None:
+        """Go on delivering to a peer whose buffer is empty again."""
+        lag = space.lagging.get(peer)
+        if lag is not None:
+            self._start_reading(space, peer, lag)
+
+    def restart(self, space: ServedSpace, head: Seq) -> None:
+        """Let every reader catch up from the log: what was appended is not known for sure."""
+        behind = space.delivered
+        space.turn.clear()
+        space.forget_recent()
+        live, space.live = space.live, set()
+        space.delivered = head
+        for peer in live:
+            self._lag(space, peer, behind)
+        for peer, lag in space.lagging.items():
+            lag.ahead = False
+            self._start_reading(space, peer, lag)
+
+    def _flush(self) -> None:
+        changed, self._changed = self._changed, []
+        for space in changed:
+            turn, space.turn = space.turn, []
+            if turn:
+                self._flush_space(space, turn)
+
+    def _flush_space(self, space: ServedSpace, turn: list[Delivery]) -> None:
+        message = turn[0].message if len(turn) == 1 else b"".join([delivery.message for delivery in turn])
+        before, space.delivered = space.delivered, turn[-1].entries[-1].seq
+        live = tuple(space.live)
+        for peer in live:
+            peer.write(message)
+        count = sum(len(delivery.entries) for delivery in turn)
+        self._metrics.delivered(len(live) * count, len(live) * len(message))
+        if space.lagging:
+            for delivery in turn:
+                space.keep_recent(delivery, before)
+                before = delivery.entries[-1].seq
+            for peer, lag in tuple(space.lagging.items()):
+                if lag.ahead and not self._join(space, peer, lag):
+                    self._start_reading(space, peer, lag)
+
+    def _lag(self, space: ServedSpace, peer: Peer, cursor: Seq) -> None:
+        lag = space.lagging[peer] = Lag(cursor)
+        self._start_reading(space, peer, lag)
+
+    def _start_reading(self, space: ServedSpace, peer: Peer, lag: Lag) -> None:
+        if lag.is_reading or lag.ahead or peer.paused:
+            return
+        lag.is_reading = True
+        self._tasks.spawn(self._catch_up(space, peer, lag), "catch up", lambda exc: _give_up(peer, exc))
+
+    async def _catch_up(self, space: ServedSpace, peer: Peer, lag: Lag) -> None:
+        """Send pages until the reader is live, is gone, or its buffer is full (then `resume` starts this again)."""
+        while not peer.paused:
+            delivered_before = space.delivered
+            async with self._reads:
+                page = await self._log.read(space.id, lag.cursor, ENTRIES_PAGE_BYTES_MAX)
+            if space.lagging.get(peer) is not lag:
+                return
+            if page:
+                lag.cursor = page[-1].seq
+                message = entries_message(space.id, page, max(space.delivered, lag.cursor))
+                self._metrics.caught_up(len(page), len(message))
+                peer.write(message)
+            else:
+                # Nothing is left up to where delivery was before the read: that was cut away and deleted.
+                lag.cursor = max(lag.cursor, delivered_before)
+            if self._join(space, peer, lag):
+                break
+        lag.is_reading = False
+
+    def _join(self, space: ServedSpace, peer: Peer, lag: Lag) -> bool:
+        """Make a reader live if it has, or can be given at once, all that is delivered; tell whether reading ends."""
+        lag.ahead = False
+        if peer.paused:
+            return False
+        if lag.cursor > space.delivered:
+            lag.ahead = True
+            return True
+        if lag.cursor < space.delivered:
+            missing = space.recent_after(lag.cursor)
+            if missing is None:
+                return False
+            peer.write(entries_message(space.id, missing, space.delivered))
+        return self._go_live(space, peer)
+
+    def _go_live(self, space: ServedSpace, peer: Peer) -> bool:
+        del space.lagging[peer]
+        space.live.add(peer)
+        if not space.lagging:
+            space.forget_recent()
+        if peer.paused:
+            self.pause(space, peer)
+        return True
+
+
+def entries_message(space: SpaceId, entries: list[Entry], head: Seq) -> bytes:
+    """Return the WebSocket message that carries entries to any number of readers."""
+    return binary_message(encode(Entries(space, entries, head)))
+
+
+def _give_up(peer: Peer, error: Exception) -> None:
+    peer.refuse(error if isinstance(error, TwinlockError) else InternalError())

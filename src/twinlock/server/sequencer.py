@@ -1,0 +1,191 @@
+"""Decides for each pushed envelope: take it, know it already, or refuse it. Pure: no log, no clock, no socket.
+
+The order of checks is that of spec/protocol.md, section 5. What is taken is counted on at once, so that pushes can be
+pipelined; `restore` goes back to what is durable when an append failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from twinlock.contracts import DeviceHead
+from twinlock.errors import (
+    ChainError,
+    CounterConflictError,
+    CounterGapError,
+    ForeignEnvelopeError,
+    LimitExceededError,
+    MalformedEnvelopeError,
+    RoleError,
+    StaleEpochError,
+    TwinlockError,
+)
+from twinlock.ids import NO_ENVELOPE, AccountId, Counter, DeviceId, SpaceId
+from twinlock.protocol import proofs
+from twinlock.protocol.envelope import Envelope, Kind, parse
+from twinlock.protocol.labels import label
+from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
+from twinlock.protocol.space_log import SpaceLogState
+
+NO_HEAD = DeviceHead(Counter(0), NO_ENVELOPE)
+_COUNTER = slice(40, 48)
+
+
+class Author(msgspec.Struct, frozen=True, gc=False):
+    """Whose session it is that pushes."""
+
+    account: AccountId
+    device: DeviceId
+    sign_pk: bytes
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """The first envelope of a push that was refused; `counter` is 0 where it could not be read."""
+
+    counter: Counter
+    error: TwinlockError
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What becomes of a push: `fresh` are to be appended, `known` were pushed before, then perhaps a refusal.
+
+    Everything in a push after the refused envelope is refused with it, without words of its own.
+    """
+
+    fresh: list[Envelope]
+    known: list[Envelope]
+    refusal: Refusal | None
+
+
+class Sequencer:
+    """One space's chains and rules.
+
+    `durable` holds the heads that a crash cannot take back, `_expected` those of devices with appends in flight.
+    """
+
+    __slots__ = ("_expected", "_healing", "_refused", "durable", "rules", "space")
+
+    def __init__(self, space: SpaceId, rules: SpaceLogState, heads: Mapping[DeviceId, DeviceHead]) -> None:
+        self.space = space
+        self.rules = rules
+        self.durable: dict[DeviceId, DeviceHead] = dict(heads)
+        self._expected: dict[DeviceId, DeviceHead] = {}
+        self._refused: dict[DeviceId, Counter] = {}
+        self._healing: set[DeviceId] = set()
+
+    def decide(self, push: Sequence[bytes], author: Author) -> Decision:
+        """Decide for the envelopes of one push, in order, up to the first that is refused."""
+        fresh: list[Envelope] = []
+        known: list[Envelope] = []
+        for data in push:
+            try:
+                envelope = _parse_checked(data)
+                if self._is_after_refusal(envelope):
+                    return Decision(fresh, known, None)
+                self._check(envelope, author)
+                if self._is_fresh(envelope, author):
+                    fresh.append(envelope)
+                else:
+                    known.append(envelope)
+            except TwinlockError as error:
+                return Decision(fresh, known, self._refuse(data, author.device, error))
+        return Decision(fresh, known, None)
+
+    def confirm(self, envelopes: Sequence[Envelope]) -> None:
+        """Note that envelopes, in their order, are durable."""
+        for envelope in envelopes:
+            header = envelope.header
+            self.durable[header.device] = DeviceHead(header.counter, envelope.id)
+            expected = self._expected.get(header.device)
+            if expected is not None and expected.counter == header.counter:
+                del self._expected[header.device]
+
+    def restore(self, heads: Mapping[DeviceId, DeviceHead]) -> None:
+        """Go back to what is durable: an append failed, or another node appended."""
+        self.durable = dict(heads)
+        self._expected.clear()
+        self._refused.clear()
+
+    def head_of(self, device: DeviceId) -> DeviceHead:
+        """Return the durable head of a device's chain."""
+        return self.durable.get(device, NO_HEAD)
+
+    def forget_refusal(self, device: DeviceId) -> None:
+        """Take a device's pushes again: it has just learnt its head by attaching."""
+        self._refused.pop(device, None)
+
+    def allow_healing(self, device: DeviceId) -> None:
+        """Take older epochs of a device that heals a restored server, until it seals under the newest again."""
+        self._healing.add(device)
+
+    def refuse(self, push: Sequence[bytes], device: DeviceId, error: TwinlockError) -> Decision:
+        """Refuse a whole push for a reason that lies outside, such as a quota."""
+        counter = _counter_of(push[0])
+        refused = self._refused.get(device)
+        if refused is not None and counter > refused:
+            return Decision([], [], None)
+        self._refused[device] = counter
+        return Decision([], [], Refusal(counter, error))
+
+    def _is_after_refusal(self, envelope: Envelope) -> bool:
+        """Tell whether an envelope was under way behind one that was refused; the author has been told already."""
+        header = envelope.header
+        refused = self._refused.get(header.device)
+        if refused is None or header.counter < refused:
+            return False
+        if header.counter == refused:
+            del self._refused[header.device]
+            return False
+        return True
+
+    def _refuse(self, data: bytes, device: DeviceId, error: TwinlockError) -> Refusal:
+        self._refused[device] = Counter(self._expected.get(device, self.head_of(device)).counter + 1)
+        return Refusal(_counter_of(data), error)
+
+    def _check(self, envelope: Envelope, author: Author) -> None:
+        header, rules = envelope.header, self.rules
+        if header.device != author.device or header.space != self.space:
+            raise ForeignEnvelopeError
+        member = rules.members.get(author.account)
+        if member is None or header.kind is Kind.SIGNAL or not member.role.may_write(header.kind):
+            raise RoleError
+        if header.kind is Kind.DROP:
+            if header.epoch not in rules.epochs:
+                raise StaleEpochError(f"epoch {header.epoch} is not known")
+        elif header.epoch == rules.epoch:
+            self._healing.discard(author.device)
+        elif header.epoch not in rules.epochs or author.device not in self._healing:
+            raise StaleEpochError(f"epoch {header.epoch}, the newest is {rules.epoch}")
+
+    def _is_fresh(self, envelope: Envelope, author: Author) -> bool:
+        """Tell whether an envelope continues its chain, and count on it then; otherwise it was pushed before."""
+        header = envelope.header
+        head = self._expected.get(header.device) or self.head_of(header.device)
+        if header.counter > head.counter + 1:
+            raise CounterGapError(f"counter {header.counter} after {head.counter}")
+        if header.counter <= head.counter:
+            if header.counter == head.counter and envelope.id != head.id:
+                raise CounterConflictError(f"counter {header.counter} is taken")
+            return False
+        if header.prev != head.id:
+            raise ChainError
+        if header.kind is Kind.SNAPSHOT:
+            # Devices drop what a snapshot covers, so a forged one must not even be stored.
+            proofs.verify(author.sign_pk, envelope.signature, label("envelope", envelope.id))
+        self._expected[header.device] = DeviceHead(header.counter, envelope.id)
+        return True
+
+
+def _counter_of(data: bytes) -> Counter:
+    return Counter(int.from_bytes(data[_COUNTER], "big")) if len(data) >= _COUNTER.stop else Counter(0)
+
+
+def _parse_checked(data: bytes) -> Envelope:
+    if len(data) > ENVELOPE_BYTES_MAX:
+        raise LimitExceededError(f"an envelope of {len(data)} bytes, {ENVELOPE_BYTES_MAX} at most")
+    envelope = parse(data)
+    if envelope.header.counter == 0:
+        raise MalformedEnvelopeError("counters begin at 1")
+    return envelope

@@ -1,0 +1,134 @@
+"""A space while it is served: its chains and rules, who reads it, and what is on its way. State only."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from twinlock.contracts import SpaceState
+from twinlock.ids import Incarnation, Seq, SpaceId
+from twinlock.protocol.envelope import Envelope
+from twinlock.protocol.frames import Entry
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.server.buckets import Pace
+from twinlock.server.peer import Peer
+from twinlock.server.sequencer import Refusal, Sequencer
+
+RECENT_BYTES_MAX = 1 << 20
+"""Delivered bytes kept while somebody catches up, so that the hand-over to live needs no further read."""
+
+
+class Birth(msgspec.Struct, frozen=True, array_like=True):
+    """The head that a space had when an incarnation of the database began."""
+
+    incarnation: Incarnation
+    head: Seq
+
+
+class WaitingPush(msgspec.Struct, frozen=True):
+    """A push that was decided on: what to append, what to look up, and what to refuse after that."""
+
+    peer: Peer
+    fresh: list[Envelope]
+    known: list[Envelope]
+    refusal: Refusal | None
+    pushed_bytes: int
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """One commit as it goes out: its entries, and the one message that carries them to everybody."""
+
+    entries: list[Entry]
+    message: bytes
+
+
+class Lag:
+    """A reader that is not live: how far it has got."""
+
+    __slots__ = ("ahead", "cursor", "is_reading")
+
+    def __init__(self, cursor: Seq) -> None:
+        self.cursor = cursor
+        self.is_reading = False
+        self.ahead = False
+        """Whether it has read what is not yet delivered to the others, and waits for them."""
+
+
+class ServedSpace:
+    """All that the server holds of one space in memory.
+
+    `delivered` is the last seq that live readers have been sent; every reader in `live` has got all up to it.
+    """
+
+    __slots__ = (
+        "births",
+        "delivered",
+        "id",
+        "is_appending",
+        "lagging",
+        "live",
+        "log_bytes",
+        "pace",
+        "recent",
+        "recent_bytes",
+        "recent_floor",
+        "sequencer",
+        "start",
+        "turn",
+        "waiting",
+    )
+
+    def __init__(self, rules: SpaceLogState, state: SpaceState, births: list[Birth], pace: Pace) -> None:
+        self.id: SpaceId = rules.space
+        self.sequencer = Sequencer(rules.space, rules, state.heads)
+        self.start = state.start
+        self.log_bytes = state.log_bytes
+        self.delivered = state.head
+        self.births = births
+        self.pace = pace
+        self.live: set[Peer] = set()
+        self.lagging: dict[Peer, Lag] = {}
+        self.waiting: list[WaitingPush] = []
+        self.is_appending = False
+        self.turn: list[Delivery] = []
+        self.recent: deque[Delivery] = deque()
+        self.recent_bytes = 0
+        self.recent_floor = Seq(0)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody reads it and nothing is on its way."""
+        return not (self.live or self.lagging or self.waiting or self.is_appending or self.turn)
+
+    def resume_for(self, incarnation: bytes, cursor: Seq, head: Seq) -> Seq:
+        """Return from where a reader goes on: its cursor, or the last place that both incarnations share."""
+        resume = min(cursor, head)
+        if not incarnation or incarnation == self.births[-1].incarnation:
+            return resume
+        known = [place for place, birth in enumerate(self.births) if birth.incarnation == incarnation]
+        # A life that this database does not know of may have parted from it anywhere: every birth counts.
+        later = self.births[known[0] + 1 :] if known else self.births
+        return min(resume, *(birth.head for birth in later))
+
+    def keep_recent(self, delivery: Delivery, before: Seq) -> None:
+        """Keep a delivery for those who are about to go live; the oldest go first."""
+        if not self.recent:
+            self.recent_floor = before
+        self.recent.append(delivery)
+        self.recent_bytes += len(delivery.message)
+        while self.recent_bytes > RECENT_BYTES_MAX:
+            oldest = self.recent.popleft()
+            self.recent_bytes -= len(oldest.message)
+            self.recent_floor = oldest.entries[-1].seq
+
+    def forget_recent(self) -> None:
+        """Keep nothing: nobody is catching up."""
+        self.recent.clear()
+        self.recent_bytes = 0
+
+    def recent_after(self, cursor: Seq) -> list[Entry] | None:
+        """Return every delivered entry after a cursor, or None if that reaches back too far."""
+        if not self.recent or cursor < self.recent_floor:
+            return None
+        return [entry for delivery in self.recent for entry in delivery.entries if entry.seq > cursor]

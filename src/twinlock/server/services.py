@@ -1,0 +1,40 @@
+"""The parts that a session needs, in one bundle: made once by `app`, handed to whoever serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from twinlock.contracts import KeyService, Log
+from twinlock.server.admission import Admission, Tickets
+from twinlock.server.authorize import Authority
+from twinlock.server.buckets import Quotas
+from twinlock.server.commit import Committer
+from twinlock.server.hub import Hub
+from twinlock.server.methods import Method
+from twinlock.server.metrics import Metrics
+from twinlock.server.registry import SpaceRegistry
+from twinlock.server.secrets_file import ServerSecrets
+from twinlock.server.settings import Settings
+from twinlock.server.tasks import Tasks
+
+
+class Services(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything behind the sync socket."""
+
+    settings: Settings
+    secrets: ServerSecrets
+    log: Log
+    keys: KeyService
+    authority: Authority
+    registry: SpaceRegistry
+    hub: Hub
+    committer: Committer
+    admission: Admission
+    tickets: Tickets
+    quotas: Quotas
+    methods: Mapping[str, Method]
+    tasks: Tasks
+    metrics: Metrics
+    now_ms: Callable[[], int]

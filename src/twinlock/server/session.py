@@ -1,0 +1,373 @@
+"""What each frame of a client does. States and limits are `twinlock.protocol.server`'s; the work is the services'."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+from twinlock.errors import (
+    InternalError,
+    OverloadedError,
+    ProofError,
+    QuotaExceededError,
+    RateLimitedError,
+    RoleError,
+    SignatureError,
+    SpaceFullError,
+    TwinlockError,
+    UnknownMethodError,
+    UnknownSpaceError,
+)
+from twinlock.ids import ID_BYTES, NO_ENVELOPE, AccountId, Counter, Seq, SpaceId
+from twinlock.protocol import limits, proofs
+from twinlock.protocol.account_log import AccountState
+from twinlock.protocol.codec import NIL
+from twinlock.protocol.envelope import Kind
+from twinlock.protocol.frames import (
+    Attach,
+    Attached,
+    Call,
+    CallError,
+    Challenge,
+    ClientFrame,
+    Detach,
+    Hello,
+    Lease,
+    Leases,
+    Notice,
+    Push,
+    Reject,
+    Reply,
+    Signal,
+    Signals,
+    Welcome,
+)
+from twinlock.protocol.server import Stage
+from twinlock.server.authorize import author_of
+from twinlock.server.peer import Peer
+from twinlock.server.served_space import ServedSpace, WaitingPush
+from twinlock.server.services import Services
+
+NONCE_BYTES = 32
+CLIENT_NONCE_BYTES_MIN = 16
+CLIENT_NONCE_BYTES_MAX = 64
+WAITING_BYTES_MAX = 256 << 20
+"""Bytes of pushes that wait for the disk, over all connections; above it pushes are asked to come back."""
+
+RETRY_AFTER_MS = 1_000
+
+
+TOLD_LIMITS = {name.lower(): value for name, value in vars(limits).items() if name.isupper() and isinstance(value, int)}
+"""What `welcome` tells of the limits in force."""
+
+
+class Dispatcher:
+    """Acts on frames, for all connections; holds no state of any one of them."""
+
+    __slots__ = ("_is_taking", "_origins", "_services")
+
+    def __init__(self, services: Services, origins: frozenset[str]) -> None:
+        self._services = services
+        self._origins = origins
+        self._is_taking = True
+
+    def stop_taking(self) -> None:
+        """Ignore every frame from now on: the server is going down, clients send what was not answered again."""
+        self._is_taking = False
+
+    def challenge(self, nonce: bytes) -> Challenge:
+        """Return the first frame of a connection."""
+        services = self._services
+        return Challenge(nonce, services.secrets.server_pk, services.log.incarnation, services.now_ms())
+
+    def handle(self, peer: Peer, frame: ClientFrame) -> None:
+        """Act on one frame.
+
+        Raises:
+            TwinlockError: the peer broke the protocol, or may not come in: its connection must be closed.
+        """
+        if not self._is_taking:
+            return
+        peer.session.take(frame)
+        match frame:
+            case Push():
+                served = self._services.registry.at_hand(frame.space)
+                if served is not None:
+                    self._push(peer, frame, served)
+                else:
+                    refuse = partial(self._refuse_push, peer, frame)
+                    self._services.registry.use(frame.space, partial(self._push, peer, frame), refuse)
+            case Attach():
+                self._attach(peer, frame)
+            case Detach():
+                self._detach(peer, frame.space)
+            case Call():
+                self._call(peer, frame)
+            case Lease():
+                self._services.tasks.spawn(self._lease(peer, frame), "lease", partial(_fail, peer))
+            case Signal():
+                self._signal(peer, frame)
+            case Hello():
+                self._hello(peer, frame)
+
+    def gone(self, peer: Peer) -> None:
+        """Forget a connection that is closed or closing."""
+        for space in tuple(peer.session.spaces):
+            self._detach(peer, space)
+        peer.session.close()
+
+    def paused(self, peer: Peer) -> None:
+        """Deliver nothing live to a peer whose buffer is full."""
+        for served in self._attached_spaces(peer):
+            self._services.hub.pause(served, peer)
+
+    def resumed(self, peer: Peer) -> None:
+        """Go on delivering to a peer whose buffer has emptied."""
+        for served in self._attached_spaces(peer):
+            self._services.hub.resume(served, peer)
+
+    def _attached_spaces(self, peer: Peer) -> list[ServedSpace]:
+        served = (self._services.registry.at_hand(space) for space in peer.session.spaces)
+        return [space for space in served if space is not None]
+
+    # Hello
+
+    def _hello(self, peer: Peer, hello: Hello) -> None:
+        services, now_ms = self._services, self._services.now_ms()
+        has_ticket = bool(hello.ticket) and services.tickets.holds(hello.ticket, hello.device, now_ms)
+        retry_after_ms = services.admission.hello(now_ms, has_ticket)
+        if retry_after_ms:
+            raise OverloadedError(retry_after_ms=retry_after_ms)
+        nonce = peer.session.take_challenge(now_ms)
+        self._check_hello(hello)
+        if not hello.device:
+            self._welcome(peer, hello, nonce)
+            return
+        state = services.authority.account_at_hand(hello.account)
+        if state is not None:
+            self._prove(peer, hello, nonce, state)
+        else:
+            services.tasks.spawn(self._hello_unknown(peer, hello, nonce), "hello", partial(_fail, peer))
+
+    async def _hello_unknown(self, peer: Peer, hello: Hello, nonce: bytes) -> None:
+        try:
+            state = await self._services.authority.account(hello.account)
+            if peer.session.stage is Stage.CHALLENGED:
+                self._prove(peer, hello, nonce, state)
+        except TwinlockError as error:
+            peer.refuse(error)
+
+    def _check_hello(self, hello: Hello) -> None:
+        if hello.origin not in self._origins:
+            raise ProofError("the address that was dialled is not one of this server's `origins`")
+        if not CLIENT_NONCE_BYTES_MIN <= len(hello.client_nonce) <= CLIENT_NONCE_BYTES_MAX:
+            raise ProofError(f"a nonce of {len(hello.client_nonce)} bytes")
+        if hello.device and (len(hello.device) != ID_BYTES or len(hello.account) != ID_BYTES):
+            raise ProofError("ids have 16 bytes")
+
+    def _prove(self, peer: Peer, hello: Hello, nonce: bytes, state: AccountState) -> None:
+        services = self._services
+        author = author_of(state, hello.device)
+        message = proofs.hello_message(
+            server_id=services.secrets.server_id,
+            origin=hello.origin,
+            incarnation=services.log.incarnation,
+            account=hello.account,
+            device=hello.device,
+            server_nonce=nonce,
+            client_nonce=hello.client_nonce,
+        )
+        try:
+            proofs.verify(author.sign_pk, hello.signature, message)
+        except SignatureError as exc:
+            raise ProofError from exc
+        peer.author = author
+        self._welcome(peer, hello, nonce)
+
+    def _welcome(self, peer: Peer, hello: Hello, nonce: bytes) -> None:
+        services, now_ms = self._services, self._services.now_ms()
+        number = int.from_bytes(os.urandom(8), "big") >> 1
+        account = peer.author.account if peer.author else peer.session.account
+        peer.session.welcome(account, hello.device, number)
+        message = proofs.welcome_message(
+            server_id=services.secrets.server_id,
+            incarnation=services.log.incarnation,
+            server_nonce=nonce,
+            client_nonce=hello.client_nonce,
+            device=hello.device,
+        )
+        ticket = services.tickets.issue(hello.device, now_ms) if hello.device else b""
+        services.metrics.hellos.inc()
+        peer.send(Welcome(services.secrets.sign(message), now_ms, number, TOLD_LIMITS, ticket))
+
+    # Delivery
+
+    def _attach(self, peer: Peer, frame: Attach) -> None:
+        # Counted before the space is loaded, so that the limit holds for those under way too.
+        peer.session.attached(frame.space)
+        refuse = partial(self._refuse_attach, peer, frame.space)
+        self._services.registry.use(frame.space, partial(self._attach_to, peer, frame), refuse)
+
+    def _attach_to(self, peer: Peer, frame: Attach, space: ServedSpace) -> None:
+        author, services = peer.author, self._services
+        if author is None or space.id not in peer.session.spaces:
+            return
+        role = space.sequencer.rules.role_of(author.account)
+        if role is None or not role.may_lease:
+            self._refuse_attach(peer, space.id, UnknownSpaceError() if role is None else RoleError())
+            return
+        is_same_life = frame.incarnation == services.log.incarnation
+        if is_same_life and frame.cursor > space.delivered:
+            services.tasks.spawn(self._attach_confirmed(peer, frame, space), "attach", partial(_fail, peer))
+            return
+        if frame.incarnation and not is_same_life:
+            space.sequencer.allow_healing(author.device)
+        resume = space.resume_for(frame.incarnation, frame.cursor, space.delivered)
+        if resume < space.delivered:
+            retry_after_ms = services.admission.catch_up(services.now_ms())
+            if retry_after_ms:
+                peer.refuse(OverloadedError(retry_after_ms=retry_after_ms))
+                return
+        self._begin(peer, space, resume)
+
+    async def _attach_confirmed(self, peer: Peer, frame: Attach, space: ServedSpace) -> None:
+        """Attach a cursor above what was delivered, once the log itself has said whether it was there."""
+        try:
+            state = await self._services.log.state(space.id)
+        except TwinlockError as error:
+            self._refuse_attach(peer, space.id, error)
+            return
+        if space.id in peer.session.spaces:
+            self._begin(peer, space, min(frame.cursor, max(state.head, space.delivered)))
+
+    def _begin(self, peer: Peer, space: ServedSpace, resume: Seq) -> None:
+        device, rules = peer.session.device, space.sequencer.rules
+        space.sequencer.forget_refusal(device)
+        own = space.sequencer.head_of(device)
+        peer.send(
+            Attached(
+                space=space.id,
+                incarnation=self._services.log.incarnation,
+                start=space.start,
+                head=max(space.delivered, resume),
+                resume=resume,
+                log_bytes=space.log_bytes,
+                own_counter=own.counter,
+                own_id=own.id,
+                log_seq=rules.seq,
+                log_head=rules.head,
+            )
+        )
+        self._services.hub.attach(space, peer, resume)
+
+    def _refuse_attach(self, peer: Peer, space: SpaceId, error: TwinlockError) -> None:
+        peer.session.detached(space)
+        peer.send(Notice(error.code, space, error.detail, error.retry_after_ms))
+
+    def _detach(self, peer: Peer, space: SpaceId) -> None:
+        peer.session.detached(space)
+        served = self._services.registry.at_hand(space)
+        if served is not None:
+            self._services.hub.detach(served, peer)
+
+    # Pushes
+
+    def _push(self, peer: Peer, push: Push, space: ServedSpace) -> None:
+        author = peer.author
+        if author is None:
+            return
+        size = sum(map(len, push.envelopes))
+        error = self._over_quota(space, push, size, author.account)
+        if error is not None:
+            decision = space.sequencer.refuse(push.envelopes, author.device, error)
+        else:
+            decision = space.sequencer.decide(push.envelopes, author)
+        self._services.metrics.pushes.inc()
+        waiting = WaitingPush(peer, decision.fresh, decision.known, decision.refusal, size)
+        self._services.committer.submit(space, waiting)
+
+    def _over_quota(self, space: ServedSpace, push: Push, size: int, account: AccountId) -> TwinlockError | None:
+        services, now_ms, count = self._services, self._services.now_ms(), len(push.envelopes)
+        pace = services.quotas.of(account, now_ms).pace
+        retry_after_ms = pace.take(count, size, now_ms) or space.pace.take(count, size, now_ms)
+        if retry_after_ms:
+            return QuotaExceededError(retry_after_ms=retry_after_ms)
+        if services.committer.waiting_bytes > WAITING_BYTES_MAX:
+            return OverloadedError(retry_after_ms=RETRY_AFTER_MS)
+        room = services.settings.space_bytes_max
+        if room and space.log_bytes + size > room:
+            # Snapshots are how a full space is compacted: they get as much room again.
+            are_snapshots = all(data[1:2] == bytes((Kind.SNAPSHOT,)) for data in push.envelopes)
+            if not are_snapshots or space.log_bytes + size > 2 * room:
+                return SpaceFullError(f"{space.log_bytes} of {room} bytes are used")
+        return None
+
+    def _refuse_push(self, peer: Peer, push: Push, error: TwinlockError) -> None:
+        peer.settle(sum(map(len, push.envelopes)))
+        self._services.metrics.rejected(error)
+        counter = Counter(int.from_bytes(push.envelopes[0][40:48], "big"))
+        peer.send(Reject(push.space, counter, error.code, error.detail, error.retry_after_ms, Counter(0), NO_ENVELOPE))
+
+    # Signals, leases, calls
+
+    def _signal(self, peer: Peer, signal: Signal) -> None:
+        services, session = self._services, peer.session
+        space = services.registry.at_hand(signal.space)
+        now_ms = services.now_ms()
+        if space is None or signal.space not in session.spaces:
+            return
+        role = space.sequencer.rules.role_of(session.account)
+        is_allowed = role is not None and role.may_write(Kind.SIGNAL)
+        if not is_allowed or services.quotas.of(session.account, now_ms).signals.take(1, now_ms):
+            services.metrics.signals_dropped.inc()
+            return
+        services.metrics.signals.inc()
+        services.hub.relay(space, peer, Signals(space.id, [signal.sealed]))
+
+    async def _lease(self, peer: Peer, request: Lease) -> None:
+        author, services = peer.author, self._services
+        assert author is not None
+        try:
+            leases = await services.keys.lease(author.account, author.device, request, services.now_ms())
+        except TwinlockError as error:
+            leases = Leases(
+                request.space, request.nonce, [], 0, b"", 0, b"", error.code, error.detail, error.retry_after_ms
+            )
+        peer.session.settle_call()
+        peer.send(leases)
+
+    def _call(self, peer: Peer, call: Call) -> None:
+        services = self._services
+        method = services.methods.get(call.method)
+        if method is None:
+            self._reply_error(peer, call.id, UnknownMethodError(call.method[:64]))
+            return
+        if peer.author is not None:
+            now_ms = services.now_ms()
+            retry_after_ms = services.quotas.of(peer.author.account, now_ms).calls.take(1, now_ms)
+            if retry_after_ms:
+                services.metrics.called(call.method, RateLimitedError.code)
+                self._reply_error(peer, call.id, RateLimitedError(retry_after_ms=retry_after_ms))
+                return
+        services.tasks.spawn(self._answer(peer, call), "call", partial(_fail, peer))
+
+    async def _answer(self, peer: Peer, call: Call) -> None:
+        services = self._services
+        try:
+            result = await services.methods[call.method].answer(peer, call.params)
+        except TwinlockError as error:
+            services.metrics.called(call.method, error.code)
+            self._reply_error(peer, call.id, error)
+            return
+        services.metrics.called(call.method, "ok")
+        peer.session.settle_call()
+        peer.send(Reply(call.id, result))
+
+    def _reply_error(self, peer: Peer, call_id: int, error: TwinlockError) -> None:
+        peer.session.settle_call()
+        peer.send(Reply(call_id, NIL, CallError(error.code, error.detail, error.retry_after_ms)))
+
+
+def _fail(peer: Peer, _: Exception) -> None:
+    """End a session whose frame met an error of our own: its client sees it and connects anew."""
+    peer.refuse(InternalError())
