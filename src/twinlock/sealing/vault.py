@@ -239,9 +239,9 @@ def open_sudo(store_key: StoreKey, passphrase: str, account: AccountId, record: 
         StoreDamagedError: the record is none.
     """
     box = _passphrase_box(record)
-    key = store_mac(store_key, "sudo", account + stretch(passphrase, box.salt, box.iterations))
+    aad = _passphrase_aad("sudo-aad", account, box.iterations, box.salt)
     try:
-        return AccountKeys(open_box(key, box.sealed, _passphrase_aad("sudo-aad", account, box.iterations, box.salt)))
+        return AccountKeys(open_box(_sudo_key(store_key, passphrase, account, box), box.sealed, aad))
     except OpenError as exc:
         raise CredentialsError from exc
 
@@ -264,9 +264,9 @@ def open_store_key(passphrase: str, record: bytes) -> StoreKey:
         StoreDamagedError: the record is none.
     """
     box = _passphrase_box(record)
-    key = kdf(stretch(passphrase, box.salt, box.iterations), box.salt, "store-key")
+    aad = _passphrase_aad("store-key-aad", b"", box.iterations, box.salt)
     try:
-        return StoreKey(open_box(key, box.sealed, _passphrase_aad("store-key-aad", b"", box.iterations, box.salt)))
+        return StoreKey(open_box(_store_key_key(passphrase, box), box.sealed, aad))
     except OpenError as exc:
         raise StoreKeyError("the passphrase is wrong") from exc
 
@@ -295,6 +295,14 @@ def _record_key(store_key: StoreKey, name: str) -> bytes:
 
 def _record_aad(name: str) -> bytes:
     return label("record-aad", prefixed(name.encode()))
+
+
+def _sudo_key(store_key: StoreKey, passphrase: str, account: AccountId, box: PassphraseBox) -> bytes:
+    return store_mac(store_key, "sudo", account + stretch(passphrase, box.salt, box.iterations))
+
+
+def _store_key_key(passphrase: str, box: PassphraseBox) -> bytes:
+    return kdf(stretch(passphrase, box.salt, box.iterations), box.salt, "store-key")
 
 
 def _passphrase_aad(use: str, owner: bytes, iterations: int, salt: bytes) -> bytes:
