@@ -48,9 +48,7 @@ class Document:
 
     def copy(self) -> Document:
         """Return a document of its own with the same state."""
-        twin = Document.empty()
-        twin.merge(self)
-        return twin
+        return Document(self.state.copy())
 
     def apply(self, edit: Edit, device: DeviceId) -> None:
         """Take in one edit of a device; a second time changes nothing."""

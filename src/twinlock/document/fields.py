@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Final
 
 import msgspec
@@ -44,7 +45,9 @@ server_timestamp: Final = ServerTimestamp()
 
 def increment(amount: int | float = 1) -> Increment:
     """Add `amount` to a number field; a field that is no number counts as 0."""
-    if isinstance(amount, bool) or not isinstance(amount, int | float) or not INT_MIN <= amount <= INT_MAX:
+    if isinstance(amount, bool) or not isinstance(amount, int | float) or not isfinite(amount):
+        raise InvalidDataError("an increment is an int of 64 bits or a finite float")
+    if isinstance(amount, int) and not INT_MIN <= amount <= INT_MAX:
         raise InvalidDataError("an increment is an int of 64 bits or a finite float")
     return Increment(amount)
 

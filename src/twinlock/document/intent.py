@@ -25,7 +25,7 @@ from twinlock.document.values import (
     parse_path,
     prefixes_of,
 )
-from twinlock.document.view import View
+from twinlock.document.view import ELEMENT_VALUE, View
 from twinlock.errors import InvalidDataError
 from twinlock.ids import DeviceId
 from twinlock.protocol.limits import DOCUMENT_DEPTH_MAX
@@ -40,10 +40,12 @@ def set_ops(document: Document, data: Mapping[str, Any], *, device: DeviceId, me
         InvalidDataError: something in `data` cannot be stored.
     """
     leaves: dict[Path, Any] = {}
-    _flatten(_mapping(data), "", 1, leaves)
+    flatten(_mapping(data), "", 1, leaves)
     if not merge:
         fresh = {path: _fresh(path, value) for path, value in leaves.items()}
         return [[REPLACE, newest_below(document.state, ""), fresh]]
+    for path in leaves:
+        _refuse_inside_list(document.state, path)
     return _write_leaves(document, leaves, device)
 
 
@@ -60,9 +62,10 @@ def update_ops(document: Document, changes: Mapping[str | tuple[str, ...], Any],
     paths = {parse_path(path): value for path, value in changes.items()}
     _check_apart(sorted(paths))
     for path, value in paths.items():
+        _refuse_inside_list(document.state, path)
         if isinstance(value, Mapping):
-            ops += _clear_if_needed(document.state, path)
-            _flatten(value, path, len(keys_of(path)) + 1, leaves)
+            ops += replace_ops(document.state, path)
+            flatten(value, path, len(keys_of(path)) + 1, leaves)
         else:
             leaves[path] = _checked(value, len(keys_of(path)))
     return ops + _write_leaves(document, leaves, device)
@@ -79,7 +82,7 @@ def _mapping(data: Any) -> Mapping[str, Any]:
     return data
 
 
-def _flatten(data: Mapping[str, Any], prefix: Path, depth: int, leaves: dict[Path, Any]) -> None:
+def flatten(data: Mapping[str, Any], prefix: Path, depth: int, leaves: dict[Path, Any]) -> None:
     """Collect the leaves of nested objects; an empty object is a leaf of its own."""
     if depth > DOCUMENT_DEPTH_MAX:
         raise InvalidDataError(f"nested deeper than {DOCUMENT_DEPTH_MAX}")
@@ -89,7 +92,7 @@ def _flatten(data: Mapping[str, Any], prefix: Path, depth: int, leaves: dict[Pat
         if (kind is str and value.isascii()) or kind is bool or value is None:
             leaves[path] = value
         elif isinstance(value, Mapping):
-            _flatten(value, path, depth + 1, leaves)
+            flatten(value, path, depth + 1, leaves)
         else:
             leaves[path] = _checked(value, depth)
     if not data and prefix:
@@ -152,7 +155,7 @@ def _write_leaves(document: Document, leaves: dict[Path, Any], device: DeviceId)
                 ops += _delete_field(document, path, puts)
             case _:
                 stored = STAMP_TIME_MARKER if isinstance(value, ServerTimestamp) else value
-                ops += _clear_if_needed(state, path)
+                ops += replace_ops(state, path)
                 puts.setdefault(newest_at(state, path), {})[path] = stored
     return ops + [[PUT, saw, put] for saw, put in puts.items()]
 
@@ -189,7 +192,7 @@ def _delete_field(document: Document, path: Path, puts: dict[Stamp, dict[Path, V
     return [[CLEAR, newest_below(document.state, path), path]]
 
 
-def _clear_if_needed(state: State, path: Path) -> Operations:
+def replace_ops(state: State, path: Path) -> Operations:
     """Return a clear of what a whole value would otherwise leave behind: fields below, counts, elements."""
     below = path + PATH_SEPARATOR
     for facts in (state.writes, state.counters, state.members):
@@ -202,6 +205,15 @@ def _refuse_ordered_list(state: State, path: Path) -> None:
     write = state.writes.get(path)
     if write is not None and is_list_marker(write[1]):
         raise InvalidDataError("this field is an ordered list: use `list(path)`")
+
+
+def _refuse_inside_list(state: State, path: Path) -> None:
+    """Let only the fields of an element's value be written by a path, never a list's own bookkeeping."""
+    keys = keys_of(path)
+    for prefix in prefixes_of(path)[1:-1]:
+        rest = keys[len(keys_of(prefix)) :]
+        if rest[1:2] != (ELEMENT_VALUE,):
+            _refuse_ordered_list(state, prefix)
 
 
 def newest_at(state: State, path: Path) -> Stamp:

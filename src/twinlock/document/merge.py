@@ -147,6 +147,21 @@ class State:
             for stamp in stamps:
                 self.member(path, canonical(element), (stamp, True))
 
+    def copy(self) -> State:
+        """Return a state of its own with the same facts."""
+        twin = State()
+        twin.alive = self.alive
+        twin.writes = self.writes.copy()
+        twin.losers = self.losers.copy()
+        twin.clears = self.clears.copy()
+        twin.counters = {path: totals.copy() for path, totals in self.counters.items()}
+        twin.members = {
+            path: {element: memberships.copy() for element, memberships in elements.items()}
+            for path, elements in self.members.items()
+        }
+        twin.unknown = self.unknown.copy()
+        return twin
+
     def merge(self, other: State) -> None:
         """Take in everything of another state of the same document."""
         self.revive(other.alive)

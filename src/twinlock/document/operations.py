@@ -15,6 +15,7 @@ Code 6 is kept for text. An operation with another code is passed on byte for by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
@@ -35,7 +36,8 @@ REMOVE: Final = 5
 SCHEMA: Final = 1
 """The form of changes that this version writes; it reads any, since unknown operations are kept."""
 
-HLC_MAX: Final = (1 << 64) - 1
+HLC_MAX: Final = (253_402_300_799_999 << 16) | 0xFFFF
+"""The last millisecond of the year 9999: a later stamp has no datetime."""
 
 Operation = list[Any] | msgspec.Raw
 
@@ -180,8 +182,13 @@ def _check_increment(op: list[Any]) -> None:
     _, base, path, total = op
     _check_saw(base)
     check_path(path)
-    if type(total) not in (int, float):
-        raise InvalidDataError("an increment that is no number")
+    check_total(total)
+
+
+def check_total(total: Any) -> None:
+    """Check a counter's running total from elsewhere."""
+    if type(total) not in (int, float) or not isfinite(total):
+        raise InvalidDataError("an increment that is no finite number")
     check_received(total, 1)
 
 

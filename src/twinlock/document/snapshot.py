@@ -17,6 +17,9 @@ SNAPSHOT_VERSION: Final = 1
 FRAGMENT_BYTES_MAX: Final = 512 << 10
 """The size that a pack of documents, and a fragment of a large one, is made to."""
 
+PARTS_MAX: Final = 1 << 16
+"""How many snapshots a document may span."""
+
 
 class ChainHead(msgspec.Struct, array_like=True, frozen=True):
     """The last envelope of a device that the snapshot's author had seen."""
@@ -27,11 +30,17 @@ class ChainHead(msgspec.Struct, array_like=True, frozen=True):
 
 
 class PackedDocument(msgspec.Struct, array_like=True, frozen=True):
-    """A document's state, or a fragment of it: merge it into what is known."""
+    """A document's state, or a fragment of it: merge it into what is known.
+
+    A document that does not fit into one envelope spans `parts` snapshots of one author with one `as_of`; this is
+    the one numbered `part`, from 0.
+    """
 
     collection: str
     id: str
     state: bytes
+    part: int = 0
+    parts: int = 1
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True):
@@ -67,6 +76,8 @@ def decode_snapshot(payload: bytes) -> Snapshot:
     for document in snapshot.documents:
         check_collection(document.collection, reserved=True)
         check_document_id(document.id)
+        if not 0 <= document.part < document.parts <= PARTS_MAX:
+            raise InvalidDataError("a fragment without a place among its document's parts")
     return snapshot
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from twinlock.document.merge import State
-from twinlock.document.operations import check_leaf, check_path
+from twinlock.document.operations import check_leaf, check_path, check_total
 from twinlock.document.stamps import NEVER, STAMP_BYTES, Stamp, is_stamp
 from twinlock.document.values import Path, canonical, check_received
 from twinlock.errors import InvalidDataError, UpdateNeededError
@@ -118,7 +118,7 @@ def _restore_counters(state: State, stored: _Stored) -> None:
     for path, totals in stored.counters.items():
         check_path(path)
         for stamp, base, total in totals:
-            check_received(total, 1)
+            check_total(total)
             state.revive(_stamp(stamp))
             state.count(path, (_stamp(stamp), _saw(base), total))
 
