@@ -60,7 +60,7 @@ class RawClient:
         """Call the server and return its answer."""
         number = self._session.call(method, params)
         answer = self._replies[number] = asyncio.get_running_loop().create_future()
-        self._flush()
+        self.flush()
         replied = await answer
         if replied.error is not None:
             raise replied.error
@@ -95,7 +95,7 @@ class RawClient:
         except TwinlockError as exc:
             self.welcomed.set_exception(exc)
             return
-        self._flush()
+        self.flush()
         if isinstance(event, Welcomed):
             self.welcomed.set_result(event)
 
@@ -110,7 +110,10 @@ class RawClient:
         else:
             raise AssertionError(f"the server answered the load with {decoded}")
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send what the session has to say; a challenge may come in one piece with the upgrade, before the socket."""
+        if self.socket is None:
+            return
         for message in self._session.take_output():
             self.send(message)
 
@@ -119,5 +122,6 @@ async def open_client(port: int, identity: ClientIdentity, server_id: bytes | No
     """Connect and say hello as a device, or as nobody to sign up."""
     client = RawClient(ClientSession(identity, f"ws://127.0.0.1:{port}", server_id, os.urandom))
     client.socket = await open_socket(port, client.receive)
+    client.flush()
     await client.welcomed
     return client

@@ -282,7 +282,7 @@ async def make_world(server: Server) -> World:
 
 
 class Chain:
-    """Makes a device's envelopes, each naming the one before; the server cannot tell their contents from sealed ones."""
+    """Makes a device's envelopes, each naming the one before; the server cannot tell them from sealed ones."""
 
     def __init__(self, space: SpaceId, device: DeviceKeys) -> None:
         self.space = space
