@@ -39,7 +39,7 @@ class SqliteDirectory(Directory):
             return revision
 
         change = Change(key, Record(value, revision))
-        return await self._writer.call(store, cost_bytes=len(value), tell=lambda: self._watchers.tell(change))
+        return await self._writer.call(store, cost_bytes=len(value), tell=lambda _: self._watchers.tell(change))
 
     async def delete(self, key: str, expect_revision: int | None = None) -> None:
         """Delete a key."""
@@ -50,8 +50,11 @@ class SqliteDirectory(Directory):
             connection.execute("UPDATE meta SET value = max(value, ?) WHERE name = 'revision_floor'", (present,))
             return present > 0
 
-        change = Change(key, None)
-        await self._writer.call(remove, tell=lambda: self._watchers.tell(change))
+        def tell(was_there: bool) -> None:
+            if was_there:
+                self._watchers.tell(Change(key, None))
+
+        await self._writer.call(remove, tell=tell)
 
     async def list(self, prefix: str) -> dict[str, Record]:
         """Return every key that begins with a prefix, sorted by key."""

@@ -13,7 +13,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from twinlock.errors import ClosedError, OverloadedError, StoreError, TwinlockError
 
@@ -75,7 +75,7 @@ class CallJob(Job[T]):
         call: Callable[[sqlite3.Connection], T],
         *,
         cost_bytes: int = 0,
-        tell: Callable[[], None] | None = None,
+        tell: Callable[[T], None] | None = None,
     ) -> None:
         super().__init__(cost_bytes)
         self._connection = connection
@@ -91,7 +91,7 @@ class CallJob(Job[T]):
     def tell(self) -> None:
         """Pass it on."""
         if self._told is not None:
-            self._told()
+            self._told(cast(T, self.outcome))
 
 
 class Writer:
@@ -130,9 +130,9 @@ class Writer:
         call: Callable[[sqlite3.Connection], T],
         *,
         cost_bytes: int = 0,
-        tell: Callable[[], None] | None = None,
+        tell: Callable[[T], None] | None = None,
     ) -> T:
-        """Submit a function of the connection; `tell` is called once it is durable."""
+        """Submit a function of the connection; `tell` gets what it returned once that is durable."""
         return await self.submit(CallJob(self._connection, self._group_state, call, cost_bytes=cost_bytes, tell=tell))
 
     async def close(self) -> None:

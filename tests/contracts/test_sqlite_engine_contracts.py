@@ -1,0 +1,31 @@
+"""The SQLite engine keeps the contracts."""
+
+import pytest
+
+from twinlock.engines.sqlite import SqliteEngine
+from twinlock.testing.contracts import BrokerContract, DirectoryContract, LogContract
+
+
+@pytest.fixture
+async def engine(tmp_path):
+    engine = SqliteEngine.open(tmp_path / "data" / "twinlock.db")
+    yield engine
+    await engine.close()
+
+
+class TestSqliteLog(LogContract):
+    @pytest.fixture
+    def log(self, engine):
+        return engine.log
+
+
+class TestSqliteDirectory(DirectoryContract):
+    @pytest.fixture
+    def directory(self, engine):
+        return engine.directory
+
+
+class TestSqliteBroker(BrokerContract):
+    @pytest.fixture
+    def broker(self, engine):
+        return engine.broker
