@@ -1,6 +1,6 @@
 """The sync socket: what uvicorn hands an upgraded connection to. One small object a connection, no task, no queue.
 
-The handshake is `websockets`' own; its objects are dropped after it, and `twinlock.server.framing` reads what follows.
+What uvicorn's parser hands over is answered by `handshake`; what follows is read by `framing`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ import asyncio
 import os
 from collections.abc import Callable
 from http import HTTPStatus
-from urllib.parse import urlsplit
+from typing import cast
 
 import structlog
-from websockets.http11 import Request, Response
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
 
 from twinlock.errors import (
     DrainingError,
@@ -37,6 +34,7 @@ from twinlock.server.framing import (
     close_message,
     control_message,
 )
+from twinlock.server.handshake import HandshakeError, Upgrade, accept_upgrade, parse_upgrade, refusal
 from twinlock.server.heartbeat import Beating, Heartbeat
 from twinlock.server.metrics import Metrics
 from twinlock.server.sequencer import Author
@@ -46,7 +44,6 @@ from twinlock.server.settings import Settings
 logger = structlog.get_logger(__name__)
 
 SYNC_PATH = "/sync"
-SUBPROTOCOL = Subprotocol("twinlock.1")
 UNSETTLED_BYTES_MAX = 2 * PUSH_BYTES_MAX
 """Pushed bytes of one connection that wait for the disk; above it nothing more is read from that connection."""
 
@@ -87,33 +84,29 @@ class SyncSocket:
         """Return the protocol for one upgraded connection."""
         return Connection(self)
 
-    def admit(self, shaking: ServerProtocol, request: Request) -> Response:
-        """Accept or refuse an upgrade."""
-        if urlsplit(request.path).path != SYNC_PATH:
-            return shaking.reject(HTTPStatus.NOT_FOUND, f"The sync socket is at {SYNC_PATH}.\n")
-        if not self._may_connect(request):
-            return shaking.reject(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect.\n")
-        if self.is_draining or len(self.heartbeat) >= self._settings.connections_max:
-            return shaking.reject(HTTPStatus.SERVICE_UNAVAILABLE, "The server takes on no more connections.\n")
-        response = shaking.accept(request)
-        if response.status_code == HTTPStatus.SWITCHING_PROTOCOLS and shaking.subprotocol is None:
-            return shaking.reject(HTTPStatus.BAD_REQUEST, f"The subprotocol is {SUBPROTOCOL}.\n")
-        return response
+    def admit(self, upgrade: Upgrade) -> bytes:
+        """Return the answer that accepts an upgrade.
 
-    def address_of(self, request: Request, transport: asyncio.Transport) -> str:
+        Raises:
+            HandshakeError: it is refused.
+        """
+        if upgrade.path != SYNC_PATH:
+            raise HandshakeError(HTTPStatus.NOT_FOUND, f"The sync socket is at {SYNC_PATH}.")
+        # A browser's page always names its origin; programs name none.
+        if not all(origin in self._browser_origins for origin in upgrade.headers.get("origin", ())):
+            raise HandshakeError(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect.")
+        if self.is_draining or len(self.heartbeat) >= self._settings.connections_max:
+            raise HandshakeError(HTTPStatus.SERVICE_UNAVAILABLE, "No more connections are taken.", "Retry-After: 5")
+        return accept_upgrade(upgrade)
+
+    def address_of(self, upgrade: Upgrade, transport: asyncio.Transport) -> str:
         """Return where a client comes from: behind a proxy, what that proxy says."""
-        if self._settings.behind_proxy:
-            hops = request.headers.get_all("X-Forwarded-For")
-            if hops:
-                # Only the last entry was written by the proxy that is trusted.
-                return hops[-1].split(",")[-1].strip()[:64]
+        hops = upgrade.headers.get("x-forwarded-for")
+        if hops and self._settings.behind_proxy:
+            # Only the last entry was written by the proxy that is trusted.
+            return hops[-1].split(",")[-1].strip()[:64]
         peer = transport.get_extra_info("peername")
         return str(peer[0]) if peer else ""
-
-    def _may_connect(self, request: Request) -> bool:
-        """Tell whether a browser's page, which always names its origin, is one that may; programs name none."""
-        origins = request.headers.get_all("Origin")
-        return all(origin in self._browser_origins for origin in origins)
 
 
 class Connection(asyncio.Protocol, Beating):
@@ -147,8 +140,8 @@ class Connection(asyncio.Protocol, Beating):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; the request that asked for the upgrade comes as the first data."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports behave as asyncio's without being derived from them.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Read every message that is complete and act on it."""
@@ -258,34 +251,27 @@ class Connection(asyncio.Protocol, Beating):
 
     # Inside
 
-    def _shake_hands(self, data: bytes) -> None:
+    def _shake_hands(self, request: bytes) -> None:
         transport, socket = self._transport, self._socket
         assert transport is not None
-        shaking = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=None)
-        shaking.receive_data(data)
-        events = shaking.events_received()
-        if not events:
-            transport.abort()
-            return
-        request = events[0]
-        assert isinstance(request, Request)
-        response = socket.admit(shaking, request)
-        shaking.send_response(response)
-        transport.write(b"".join(shaking.data_to_send()))
-        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+        self._is_shaken = True
+        try:
+            upgrade = parse_upgrade(request)
+            answer = socket.admit(upgrade)
+        except HandshakeError as error:
             socket.metrics.handshakes_refused.inc()
-            self._is_closing = self._is_shaken = True
             self.session = ServerSession(b"", 0)
+            self._is_closing = True
+            transport.write(refusal(error))
             transport.close()
             return
-        self.address = socket.address_of(request, transport)
+        self.address = socket.address_of(upgrade, transport)
         transport.set_write_buffer_limits(READER_BUFFER_BYTES_MAX, READER_BUFFER_BYTES_MAX // 4)
         nonce = os.urandom(NONCE_BYTES)
         self.session = ServerSession(nonce, socket.now_ms())
-        self._is_shaken = True
         socket.metrics.handshakes.inc()
         socket.heartbeat.opened(self)
-        self.send(socket.dispatcher.challenge(nonce))
+        transport.write(answer + binary_message(encode(socket.dispatcher.challenge(nonce))))
 
     def _on_binary(self, payload: bytes) -> None:
         try:
