@@ -22,8 +22,19 @@ from twinlock.errors import (
 )
 from twinlock.ids import AccountId, Counter, DeviceId, EnvelopeId, Epoch, Seq, SpaceId
 from twinlock.protocol.account_log import AccountState
-from twinlock.protocol.envelope import ENVELOPE_BYTES_MIN, NONCE_BYTES, VERSION, Envelope, Header, Kind, parse
+from twinlock.protocol.envelope import (
+    ENVELOPE_BYTES_MIN,
+    HEADER_BYTES,
+    NONCE_BYTES,
+    SIGNATURE_BYTES,
+    VERSION,
+    Envelope,
+    Header,
+    Kind,
+    parse,
+)
 from twinlock.protocol.frames import Entry
+from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.sealing.chains import ChainHead, DeviceChain, Link
 from twinlock.sealing.cipher import open_padded
@@ -33,6 +44,7 @@ from twinlock.sealing.space_keys import EpochKeys
 
 T = TypeVar("T")
 _NO_NONCE = bytes(NONCE_BYTES)
+_NO_FLAGS = bytes(2)
 _STORED_KINDS = frozenset({Kind.CHANGE, Kind.SNAPSHOT, Kind.DROP})
 
 
@@ -164,7 +176,7 @@ class ChainReader(Generic[T]):
         try:
             envelope = parse(entry.envelope)
         except MalformedEnvelopeError:
-            return _reason_of_layout(entry.envelope)
+            return _reason_of_layout(entry.envelope, self._space)
         header = envelope.header
         if _is_malformed(header):
             return QuarantineReason.LAYOUT
@@ -275,12 +287,17 @@ def _is_malformed(header: Header) -> bool:
     return header.session != 0 or header.counter == 0 or (header.kind is Kind.DROP and header.nonce != _NO_NONCE)
 
 
-def _reason_of_layout(data: bytes) -> QuarantineReason:
+def _reason_of_layout(data: bytes, space: SpaceId) -> QuarantineReason:
     if data and data[0] > VERSION:
         return QuarantineReason.VERSION
-    if len(data) >= ENVELOPE_BYTES_MIN and data[0] == VERSION and not 1 <= data[1] <= len(Kind):
-        return QuarantineReason.KIND
-    return QuarantineReason.LAYOUT
+    if len(data) < ENVELOPE_BYTES_MIN:
+        return QuarantineReason.LAYOUT
+    declared = int.from_bytes(data[HEADER_BYTES - 4 : HEADER_BYTES], "big")
+    is_whole = declared == len(data) - HEADER_BYTES - SIGNATURE_BYTES and len(data) <= ENVELOPE_BYTES_MAX
+    if data[0] != VERSION or data[2:4] != _NO_FLAGS or not is_whole:
+        return QuarantineReason.LAYOUT
+    # Only the kind is left to be wrong, and the space comes before it.
+    return QuarantineReason.KIND if data[8:24] == space else QuarantineReason.SPACE
 
 
 def _reason_of_content(error: TwinlockError) -> QuarantineReason:
