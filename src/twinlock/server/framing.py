@@ -1,7 +1,7 @@
 """WebSocket frames after the handshake: one small parser a connection, and messages built once for many readers.
 
-The handshake is done by `websockets`; for the messages after it this module keeps a few dozen bytes a connection
-where a general protocol object keeps kilobytes, and reads a small message in about a microsecond.
+A general protocol object keeps kilobytes a connection; this parser keeps a few dozen bytes, and reads a small message
+in about a microsecond. The unmasking is that of `websockets`, in C.
 """
 
 from __future__ import annotations

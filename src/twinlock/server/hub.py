@@ -54,6 +54,9 @@ class Hub:
 
     def deliver(self, space: ServedSpace, entries: list[Entry]) -> None:
         """Send a commit to every live reader at the end of this loop turn, together with what else comes till then."""
+        if not space.live and not space.lagging and not space.turn:
+            space.delivered = entries[-1].seq
+            return
         if not self._changed:
             self._loop.call_soon(self._flush)
         if not space.turn:
