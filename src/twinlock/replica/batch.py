@@ -22,7 +22,7 @@ class UpdateDocument(msgspec.Struct, frozen=True):
 
     collection: str
     id: str
-    changes: Mapping[str, Any]
+    changes: Mapping[str | tuple[str, ...], Any]
 
 
 class DeleteDocument(msgspec.Struct, frozen=True):

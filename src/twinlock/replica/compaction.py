@@ -76,8 +76,10 @@ def cut_upto(as_of: Seq, lowest_base_seq: Seq | None, progress: Progress) -> Seq
     return Seq(max(0, min(limits)))
 
 
-def is_due(log_bytes: int, live_bytes: int, newest_retired_seq: Seq, start: Seq) -> bool:
+def is_due(
+    log_bytes: int, live_bytes: int, newest_retired_seq: Seq, start: Seq, log_bytes_min: int = LOG_BYTES_MIN
+) -> bool:
     """Tell whether the log is worth compacting: long beyond its contents, or holding entries of a retired epoch."""
     if newest_retired_seq >= start:
         return True
-    return log_bytes > LOG_BYTES_MIN and log_bytes > LIVE_FACTOR * live_bytes
+    return log_bytes > log_bytes_min and log_bytes > LIVE_FACTOR * live_bytes

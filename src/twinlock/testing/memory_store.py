@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from twinlock.replica.store import (
 )
 
 _ABSENT: Any = object()
+_Item = TypeVar("_Item")
 
 
 class MemoryStore(ReplicaStore):
@@ -179,7 +180,7 @@ class MemoryStore(ReplicaStore):
 
     def unsealed_writes(self, bytes_max: int) -> list[PendingWrite]:
         """See `ReplicaStore`."""
-        unsealed = [write for write in self._pending() if write.counter == UNSEALED]
+        unsealed = (write for write in self._pending() if write.counter == UNSEALED)
         return _first(unsealed, bytes_max, lambda write: len(write.payload))
 
     def writes_of(self, counter: Counter) -> list[PendingWrite]:
@@ -307,3 +308,30 @@ class MemoryStore(ReplicaStore):
         for seq in seqs:
             if seq in self._quarantine:
                 self._put(self._quarantine, seq, _ABSENT)
+
+    # Queries
+
+    def query(self, query: Query) -> list[tuple[str, dict[str, Any]]]:
+        """See `ReplicaStore`."""
+        return query.run(self._shown(query.collection))
+
+    def count(self, query: Query) -> int:
+        """See `ReplicaStore`."""
+        return query.count(value for _, value in self._shown(query.collection))
+
+    def _shown(self, collection: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        for document in self._documents.values():
+            if document.collection == collection and document.value is not None:
+                yield document.id, decode_value(document.value)
+
+
+def _first(items: Iterable[_Item], bytes_max: int, weight: Callable[[_Item], int]) -> list[_Item]:
+    """Return the first items: at least one if there is any, about `bytes_max` in all."""
+    taken: list[_Item] = []
+    room = bytes_max
+    for item in items:
+        room -= weight(item)
+        if taken and room < 0:
+            break
+        taken.append(item)
+    return taken

@@ -1,0 +1,301 @@
+"""This device's writes on their way to the server: stored, sealed, frozen, acknowledged or refused.
+
+See spec/protocol.md, "Guarantees". Every change of the chain happens in the transaction that freezes the envelope.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Tally
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from twinlock.document.operations import Edit, decode_change, encode_change, restamp
+from twinlock.document.stamps import Stamp, stamp_of
+from twinlock.errors import DocumentTooLargeError
+from twinlock.ids import NO_ENVELOPE, Counter, DeviceId, EnvelopeId, Seq
+from twinlock.protocol.clock import Hlc, HybridClock, milliseconds_of, pack
+from twinlock.protocol.envelope import Kind
+from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX, PUSH_BYTES_MAX, PUSH_ENVELOPES_MAX
+from twinlock.replica.batch import Batch
+from twinlock.replica.documents import Shown, WorkingSet
+from twinlock.replica.intents import check_batch, operations_of
+from twinlock.replica.keyring import Keyring
+from twinlock.replica.state import OwnChain, load_chain, save_chain
+from twinlock.replica.store import DocumentKey, OwnEnvelope, PendingWrite, ReplicaStore
+from twinlock.sealing.cipher import Sealer
+from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
+
+WINDOW = CONNECTION_PUSHES_IN_FLIGHT_MAX
+"""How many frozen envelopes may wait for their acknowledgement; what comes after waits unsealed, to be joined."""
+
+JOIN_BYTES_MAX = 256 << 10
+JOIN_EDITS_MAX = 512
+"""How much is joined into one change: a reader merges a change in one go, so its size is also a wait."""
+
+SEAL_BYTES_MAX = 1 << 20
+"""About how much is sealed in one call."""
+
+CLOCK_AHEAD_MS_MAX = 60_000
+"""Stamps further ahead of the corrected time than this come from a clock that was wrong, and are clamped."""
+
+
+class _RawChange(msgspec.Struct, array_like=True, frozen=True):
+    schema: int
+    edits: list[msgspec.Raw]
+
+
+_raw_decoder = msgspec.msgpack.Decoder(_RawChange)
+_raw_encoder = msgspec.msgpack.Encoder()
+
+
+class Outbox:
+    """The durable outbox and the own chain of one space. The caller opens the transactions marked "inside"."""
+
+    __slots__ = ("_clock", "_device", "_keyring", "_last_sent", "_sealer", "_store", "chain", "is_open")
+
+    def __init__(self, store: ReplicaStore, keyring: Keyring, sealer: Sealer) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._sealer = sealer
+        self._device: DeviceId = keyring.device
+        self.chain: OwnChain = load_chain(store)
+        self._clock = HybridClock(self.chain.clock)
+        self._last_sent = Counter(0)
+        self.is_open = False
+        """Whether a connection takes pushes now, and envelopes may be sealed for it."""
+
+    # Writing
+
+    def write(self, batch: Batch, now_ms: int, at: Hlc | None = None) -> tuple[int, list[Shown]]:
+        """Store a batch durably and return its token, and what is shown now.
+
+        Args:
+            batch: what to write.
+            now_ms: the corrected time.
+            at: when it was written, if that was earlier (while locked).
+        """
+        check_batch(batch)
+        with self._store.transaction(durable=True):
+            work = WorkingSet(self._store)
+            work.load((intent.collection, intent.id) for intent in batch)
+            edits = self._edits(batch, work, now_ms, at)
+            keys = list(dict.fromkeys((edit.collection, edit.id) for edit in edits))
+            for key in keys:
+                work.open(key).pending += 1
+            payload = encode_change(edits)
+            if len(payload) > PAYLOAD_BYTES_MAX:
+                raise DocumentTooLargeError(f"a batch of {len(payload)} bytes")
+            # A write must not overtake an earlier one that waits unsealed.
+            is_next = self._has_room and not self._store.unsealed_writes(1)
+            token = self._store.add_write(payload, keys)
+            shown = work.flush(is_write=True)
+            chain = self._with_clock(self.chain)
+            if is_next:
+                chain = self._freeze(Kind.CHANGE, payload, [token], chain)
+            save_chain(self._store, chain)
+        self.chain = chain
+        return token, shown
+
+    def _edits(self, batch: Batch, work: WorkingSet, now_ms: int, at: Hlc | None) -> list[Edit]:
+        edits = []
+        for intent in batch:
+            document = work.open((intent.collection, intent.id))
+            ops = operations_of(intent, document.shown(), self._device, must_exist=at is None)
+            # A batch of the side file keeps its true old time; later ones still lie above earlier ones.
+            stamp = self._clock.tick(now_ms if at is None else min(now_ms, milliseconds_of(at)))
+            edit = Edit(intent.collection, intent.id, stamp, ops)
+            document.write(edit, self._device)
+            edits.append(edit)
+        return edits
+
+    @property
+    def _has_room(self) -> bool:
+        return self.is_open and self._store.frozen_count() < WINDOW and self._keyring.can_seal
+
+    # Sealing
+
+    def _freeze(self, kind: Kind, payload: bytes, tokens: Sequence[int], chain: OwnChain) -> OwnChain:
+        """Seal a payload as the chain's next envelope and store it; return the chain after it."""
+        keys = self._keyring.newest_keys()
+        counter = Counter(chain.counter + 1)
+        envelope = self._sealer.seal(kind, payload, keys, counter, chain.id, self._keyring.log.head_prefix)
+        self._store.freeze(OwnEnvelope(counter, envelope.id, kind, envelope.data), tokens)
+        return OwnChain(counter, envelope.id, chain.clock)
+
+    def _with_clock(self, chain: OwnChain) -> OwnChain:
+        return OwnChain(chain.counter, chain.id, self._clock.latest)
+
+    def freeze_snapshots(self, payloads: Iterable[bytes]) -> Counter:
+        """Seal snapshots and freeze them, inside a transaction of the caller's; return the last counter."""
+        chain = self.chain
+        for payload in payloads:
+            chain = self._freeze(Kind.SNAPSHOT, payload, (), chain)
+        save_chain(self._store, chain)
+        self.chain = chain
+        return chain.counter
+
+    def seal_waiting(self, now_ms: int) -> list[Shown]:
+        """Join waiting writes into changes and freeze them, as far as there is room in the window."""
+        if not self._has_room or not self._store.unsealed_writes(1):
+            return []
+        shown = self._clamp(now_ms)
+        chain = self.chain
+        with self._store.transaction(durable=True):
+            sealed_bytes = 0
+            while sealed_bytes < SEAL_BYTES_MAX and self._store.frozen_count() < WINDOW:
+                writes = self._store.unsealed_writes(JOIN_BYTES_MAX)
+                if not writes:
+                    break
+                payload, joined = _join(writes)
+                chain = self._freeze(Kind.CHANGE, payload, [write.token for write in joined], chain)
+                sealed_bytes += len(payload)
+            save_chain(self._store, chain)
+        self.chain = chain
+        return shown
+
+    def _clamp(self, now_ms: int) -> list[Shown]:
+        """Move waiting edits that a wrong clock has stamped too late to the corrected time, in their order."""
+        limit = pack(now_ms + CLOCK_AHEAD_MS_MAX)
+        if self._clock.latest <= limit:
+            return []
+        self._clock = HybridClock(pack(now_ms - 1))
+        moved: dict[Stamp, Stamp] = {}
+        touched: list[DocumentKey] = []
+        with self._store.transaction(durable=True):
+            for write in self._store.unsealed_writes(1 << 62):
+                edits = [self._restamped(edit, limit, now_ms, moved) for edit in decode_change(write.payload).edits]
+                self._store.put_write(write.token, encode_change(edits))
+                touched += write.keys
+            shown = self._rebuild(touched)
+            self.chain = self._with_clock(self.chain)
+            save_chain(self._store, self.chain)
+        return shown
+
+    def _restamped(self, edit: Edit, limit: Hlc, now_ms: int, moved: dict[Stamp, Stamp]) -> Edit:
+        stamp = edit.stamp
+        if stamp > limit:
+            stamp = self._clock.tick(now_ms)
+            moved[stamp_of(edit.stamp, self._device)] = stamp_of(stamp, self._device)
+        return restamp(edit, stamp, moved)
+
+    def _rebuild(self, keys: Iterable[DocumentKey]) -> list[Shown]:
+        """Make the overlays of documents anew from what is pending now, inside a transaction."""
+        work = WorkingSet(self._store)
+        for key in dict.fromkeys(keys):
+            writes = self._store.writes_touching(key)
+            edits = [edit for write in writes for edit in decode_change(write.payload).edits]
+            own = [edit for edit in edits if (edit.collection, edit.id) == key]
+            work.open(key).rebuild_overlay(own, self._device, len(writes))
+        return work.flush()
+
+    # Sending
+
+    def connect(self) -> None:
+        """Begin to push: everything frozen is sent (again), the same bytes."""
+        self.is_open = True
+        self._last_sent = Counter(0)
+
+    def disconnect(self) -> None:
+        """Stop sealing and pushing."""
+        self.is_open = False
+
+    def outgoing(self, pushes_max: int) -> list[list[bytes]]:
+        """Return frozen envelopes that were not sent on this connection, grouped into pushes."""
+        pushes: list[list[bytes]] = []
+        while self.is_open and len(pushes) < pushes_max:
+            envelopes = self._store.frozen_envelopes(self._last_sent, PUSH_BYTES_MAX)
+            group: list[bytes] = []
+            room = PUSH_BYTES_MAX
+            for envelope in envelopes[:PUSH_ENVELOPES_MAX]:
+                room -= len(envelope.data)
+                if group and room < 0:
+                    break
+                group.append(envelope.data)
+                self._last_sent = envelope.counter
+            if not group:
+                break
+            pushes.append(group)
+        return pushes
+
+    def resend_after(self, counter: Counter) -> None:
+        """Send everything frozen above a counter again."""
+        self._last_sent = min(self._last_sent, counter)
+
+    # What becomes of envelopes. All inside a transaction of the caller's.
+
+    def confirm(self, counter: Counter, seq: Seq, now_ms: int, work: WorkingSet) -> tuple[int, ...]:
+        """Confirm a frozen envelope; return the tokens of its writes (none if it was confirmed before)."""
+        writes = self._store.confirm(counter, seq, now_ms)
+        tally = Tally(key for write in writes for key in write.keys)
+        work.load(tally)
+        settled = {key for key, count in tally.items() if work.open(key).pending == count}
+        for key in settled:
+            work.open(key).promote(seq)
+        if len(settled) < len(tally):
+            for write in writes:
+                for edit in decode_change(write.payload).edits:
+                    key = (edit.collection, edit.id)
+                    if key not in settled:
+                        work.open(key).apply(edit, self._device, seq)
+            for key in tally.keys() - settled:
+                work.open(key).settle(tally[key])
+        return tuple(write.token for write in writes)
+
+    def refuse(self, counter: Counter, code: str, detail: str) -> tuple[tuple[int, ...], list[Shown]]:
+        """Move the writes of an envelope to the refused ones; what was frozen after it is to be sealed again."""
+        writes = self._store.writes_of(counter)
+        tokens = tuple(write.token for write in writes)
+        self._store.thaw(counter)
+        self._store.refuse(tokens, code, detail)
+        return tokens, self._rebuild(key for write in writes for key in write.keys)
+
+    def thaw(self, from_counter: Counter) -> None:
+        """Drop frozen envelopes from a counter on: their writes are sealed again, snapshots are made anew."""
+        self._store.thaw(from_counter)
+
+    def adopt(self, counter: Counter, identifier: EnvelopeId) -> None:
+        """Go on from another head of the own chain."""
+        self.chain = OwnChain(counter, identifier, self._clock.latest)
+        save_chain(self._store, self.chain)
+        self.resend_after(counter)
+
+    def head_before(self, counter: Counter) -> tuple[Counter, EnvelopeId] | None:
+        """Return the own envelope just below a counter, if it is still here."""
+        if counter == 1:
+            return Counter(0), NO_ENVELOPE
+        before = self._store.own_envelope(Counter(counter - 1))
+        return None if before is None else (before.counter, before.id)
+
+    def lowest_frozen(self) -> Counter | None:
+        """Return the counter of the oldest frozen envelope."""
+        frozen = self._store.frozen_envelopes(Counter(0), 1)
+        return frozen[0].counter if frozen else None
+
+    def observe(self, latest: Hlc, now_ms: int, skew_ms_max: int) -> None:
+        """Keep later own stamps above a stamp that was seen; saved with the next change of the chain."""
+        self._clock.observe(latest, now_ms, skew_ms_max)
+
+    def save_clock(self) -> None:
+        """Store the clock, inside a transaction."""
+        if self.chain.clock != self._clock.latest:
+            self.chain = self._with_clock(self.chain)
+            save_chain(self._store, self.chain)
+
+
+def _join(writes: Sequence[PendingWrite]) -> tuple[bytes, Sequence[PendingWrite]]:
+    """Join the first of some writes into one change, their order and atomicity kept."""
+    if len(writes) == 1:
+        return writes[0].payload, writes
+    first = _raw_decoder.decode(writes[0].payload)
+    edits = list(first.edits)
+    room = PAYLOAD_BYTES_MAX - len(writes[0].payload)
+    joined = 1
+    for write in writes[1:]:
+        room -= len(write.payload)
+        raw = _raw_decoder.decode(write.payload)
+        if room < 0 or raw.schema != first.schema or len(edits) + len(raw.edits) > JOIN_EDITS_MAX:
+            break
+        edits += raw.edits
+        joined += 1
+    return _raw_encoder.encode(_RawChange(first.schema, edits)), writes[:joined]
