@@ -1,11 +1,19 @@
-"""What the security tests share: a server process, people with devices, and everything that an attacker may look at."""
+"""What the security tests share: servers on real sockets and files, and the sources of the package."""
 
 import ast
+import os
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
+from twinlock.server.app import Server
+from twinlock.server.settings import Settings
+
 ROOT = Path(__file__).parents[2]
+
+# A test must not put keys into the keyring of whoever runs it: the StoreKey goes to a file, the weakest custody.
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.fail.Keyring"
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +23,29 @@ def package_trees():
         (path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
         for path in sorted((ROOT / "src").rglob("*.py"))
     ]
+
+
+@pytest.fixture
+def serving():
+    """Serve a data folder on a port of its own while a block lasts: the whole server, in this process."""
+    return run_server
+
+
+@asynccontextmanager
+async def run_server(folder: Path, **settings: object):
+    """Run a server; limits on rates are off unless given."""
+    origins = settings.pop("origins", None)
+    rates = {"sign_ups_per_min": 0, "unlocker_tries_per_min": 0}
+    port = settings.pop("port", 0)
+    if origins is not None and not port:
+        from twinlock.testing.traffic_tap import free_port
+
+        port = free_port()
+        origins = [f"ws://127.0.0.1:{port}", *origins]
+    chosen = {**rates, "data": str(folder / "data"), "port": port, "origins": origins or [], **settings}
+    server = Server(Settings(**chosen))
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
