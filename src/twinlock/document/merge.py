@@ -106,16 +106,21 @@ class State:
             self.losers.pop(path, None)
 
     def clear(self, path: Path, cleared: Cleared) -> None:
-        """Take in a clear: keep the newest of its parts, drop what it has seen."""
+        """Take in a clear: its two parts count each for itself, where no clear further up has the same or a newer."""
+        above = self._cleared_to(prefixes_of(path)[:-1])
         known = self.clears.get(path, _NOTHING)
-        merged: Cleared = (max(known[0], cleared[0]), max(known[1], cleared[1]))
-        if merged == known or self._is_covered(path, merged):
+        merged = _beyond(above, (max(known[0], cleared[0]), max(known[1], cleared[1])))
+        if merged == known:
             return
         self.clears[path] = merged
-        for below in [p for p, c in self.clears.items() if p != path and is_below(p, path) and _covers(merged, c)]:
-            del self.clears[below]
-        if merged[1]:
-            self._drop_below(path, merged)
+        for below in [at for at in self.clears if at != path and is_below(at, path)]:
+            rest = _beyond(merged, self.clears[below])
+            if rest == _NOTHING:
+                del self.clears[below]
+            else:
+                self.clears[below] = rest
+        if any(saw for _, saw in self.clears.values()):
+            self._drop_below(path)
 
     def count(self, path: Path, total: Total) -> None:
         """Take in a device's running total."""
@@ -180,36 +185,36 @@ class State:
                     self.member(path, element, membership)
         self.unknown |= other.unknown
 
+    def _cleared_to(self, prefixes: list[Path]) -> Cleared:
+        newest = saw = NEVER
+        for prefix in prefixes:
+            cleared = self.clears.get(prefix)
+            if cleared is not None:
+                newest, saw = max(newest, cleared[0]), max(saw, cleared[1])
+        return newest, saw
+
     def _is_dropped(self, path: Path, stamp: Stamp) -> bool:
-        for prefix in prefixes_of(path):
-            newest, saw = self.clears.get(prefix, _NOTHING)
-            if stamp <= saw and stamp < newest:
-                return True
-        return False
+        """Tell whether a fact is older than a clear and was seen by one."""
+        newest, saw = self._cleared_to(prefixes_of(path))
+        return stamp <= saw and stamp < newest
 
-    def _is_covered(self, path: Path, cleared: Cleared) -> bool:
-        """Tell whether a clear further up already does all that this one does."""
-        return any(_covers(self.clears.get(prefix, _NOTHING), cleared) for prefix in prefixes_of(path)[:-1])
-
-    def _drop_below(self, path: Path, cleared: Cleared) -> None:
-        newest, saw = cleared
-
-        def gone(stamp: Stamp) -> bool:
-            return stamp <= saw and stamp < newest
-
+    def _drop_below(self, path: Path) -> None:
         for writes in (self.writes, self.losers):
-            for at in [p for p, write in writes.items() if gone(write[0]) and is_below(p, path)]:
+            for at in [p for p, write in writes.items() if is_below(p, path) and self._is_dropped(p, write[0])]:
                 del writes[at]
         for at in [p for p in self.counters if is_below(p, path)]:
-            kept = {device: total for device, total in self.counters[at].items() if not gone(total[0])}
-            _replace(self.counters, at, kept)
+            totals = self.counters[at]
+            _replace(self.counters, at, {d: total for d, total in totals.items() if not self._is_dropped(at, total[0])})
         for at in [p for p in self.members if is_below(p, path)]:
-            _replace(self.members, at, _without(self.members[at], gone))
+            newest, saw = self._cleared_to(prefixes_of(at))
+            _replace(self.members, at, _without(self.members[at], newest, saw))
 
 
-def _without(elements: dict[bytes, dict[bytes, Membership]], gone: Any) -> dict[bytes, dict[bytes, Membership]]:
+def _without(
+    elements: dict[bytes, dict[bytes, Membership]], newest: Stamp, saw: Stamp
+) -> dict[bytes, dict[bytes, Membership]]:
     kept = {
-        element: {device: membership for device, membership in devices.items() if not gone(membership[0])}
+        element: {device: known for device, known in devices.items() if known[0] > saw or known[0] >= newest}
         for element, devices in elements.items()
     }
     return {element: devices for element, devices in kept.items() if devices}
@@ -227,8 +232,9 @@ def is_below(path: Path, top: Path) -> bool:
     return not top or path == top or path.startswith(top + PATH_SEPARATOR)
 
 
-def _covers(upper: Cleared, lower: Cleared) -> bool:
-    return lower[0] <= upper[0] and lower[1] <= upper[1]
+def _beyond(upper: Cleared, lower: Cleared) -> Cleared:
+    """Return what a clear says beyond one further up."""
+    return (lower[0] if lower[0] > upper[0] else NEVER, lower[1] if lower[1] > upper[1] else NEVER)
 
 
 def _outranks(left: Write, right: Write) -> bool:

@@ -91,7 +91,7 @@ def _restore(stored: _Stored) -> State:
     for path, (newest, saw) in stored.clears.items():
         if path:
             check_path(path)
-        state.clear(path, (_stamp(newest), _saw(saw)))
+        state.clear(path, (_saw(newest), _saw(saw)))
     _restore_writes(state, stored.writes)
     if stored.alive:
         state.revive(_stamp(stored.alive))
