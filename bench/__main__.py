@@ -7,7 +7,9 @@ import asyncio
 import sys
 import tempfile
 import time
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +19,9 @@ from bench.machine import LOAD_CORE, describe, fdatasync_ms, pin_this_process
 from bench.peers.child import PeerMissingError
 from bench.report import RESULTS, Report, draw, keep, show
 from bench.scale import Scale
+
+RUN_SECONDS_MAX = 600
+"""A run that takes longer hangs: it is reported as broken down."""
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +37,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         console.print(f"[red]There is no scenario {', '.join(unknown)}[/]; --list names them.")
         return 2
-    scale = Scale(quick=options.quick)
+    scale = Scale(options.quick, options.runs or (1 if options.quick else 3))
     pin_this_process(LOAD_CORE)
     report, broken = _measure_all(console, chosen, scale)
     show(console, report)
@@ -44,6 +49,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("scenario", nargs="*", help="what to measure (everything by default)")
     parser.add_argument("--quick", action="store_true", help="a smoke run of seconds; its figures mean little")
+    parser.add_argument("--runs", type=int, default=0, help="how often to measure; the median counts (3 by default)")
     parser.add_argument("--list", action="store_true", help="name the scenarios")
     return parser.parse_args(arguments)
 
@@ -72,9 +78,14 @@ def _median(console: Console, measure: Measure, scale: Scale) -> list[Figure]:
     runs = []
     for _ in range(scale.runs):
         with tempfile.TemporaryDirectory(prefix="twinlock-bench-") as folder, _runner() as runner:
-            runs.append(runner.run(measure(Path(folder), scale)))
+            runs.append(runner.run(_in_time(measure(Path(folder), scale))))
         console.print(".", end="")
     return median_of_runs(runs)
+
+
+async def _in_time(work: Coroutine[Any, Any, list[Figure]]) -> list[Figure]:
+    async with asyncio.timeout(RUN_SECONDS_MAX):
+        return await work
 
 
 def _runner() -> asyncio.Runner:

@@ -11,7 +11,9 @@ from bench.peers import nats, pocketbase
 from bench.scale import Scale
 from bench.scenarios.catchup import catch_up
 from bench.scenarios.connections import connections
+from bench.scenarios.devices import sdk_catch_up, seen_on_other_device
 from bench.scenarios.fanout import fan_out
+from bench.scenarios.many_documents import many_documents
 from bench.scenarios.writes import many_spaces, many_writers, one_writer, pushes_of_ten
 
 Measure = Callable[[Path, Scale], Coroutine[Any, Any, list[Figure]]]
@@ -23,6 +25,9 @@ SCENARIOS: Mapping[str, Measure] = {
     "spaces": many_spaces,
     "fanout": fan_out,
     "catchup": catch_up,
+    "latency": seen_on_other_device,
+    "sdk-catchup": sdk_catch_up,
+    "documents": many_documents,
     "connections": connections,
 }
 PEERS: Mapping[str, Measure] = {"nats": nats.measure, "pocketbase": pocketbase.measure}

@@ -118,10 +118,10 @@ def frame_of(message: bytes) -> bytes:
     return struct.pack(">BBQI", _BINARY, 0xFF, length, 0) + message
 
 
-async def open_socket(port: int, receiver: Receiver) -> LeanSocket:
-    """Connect to a sync server on the loopback and shake hands."""
+async def shake_hands(socket: LeanSocket, port: int) -> None:
+    """Connect a socket to a sync server on the loopback and ask for the upgrade."""
     loop = asyncio.get_running_loop()
-    _, socket = await loop.create_connection(lambda: LeanSocket(receiver), "127.0.0.1", port)
+    await loop.create_connection(lambda: socket, "127.0.0.1", port)
     assert socket.transport is not None
     key = base64.b64encode(os.urandom(16)).decode()
     lines = (
@@ -136,4 +136,3 @@ async def open_socket(port: int, receiver: Receiver) -> LeanSocket:
     )
     socket.transport.write("\r\n".join(lines).encode())
     await socket.opened
-    return socket

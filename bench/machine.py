@@ -14,24 +14,26 @@ from bench.figure import quantile
 
 SERVER_CORE = 0
 LOAD_CORE = 1
+# Read once, before this process pins itself: afterwards it would see only its own core.
+CORES = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def can_pin() -> bool:
     """Tell whether this system lets a process be pinned, and has two cores to keep apart."""
-    return hasattr(os, "sched_setaffinity") and len(os.sched_getaffinity(0)) > 1
+    return len(CORES) > 1
 
 
 def pin_this_process(core: int) -> None:
     """Keep this process, and children it starts from now on, on one core."""
     if can_pin():
-        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+        os.sched_setaffinity(0, {CORES[core]})
 
 
 def pinned_to(core: int) -> Callable[[], None] | None:
     """Return what a child calls before it becomes another program, so that it stays on one core."""
     if not can_pin():
         return None
-    chosen = {sorted(os.sched_getaffinity(0))[core]}
+    chosen = {CORES[core]}
     return lambda: os.sched_setaffinity(0, chosen)
 
 

@@ -9,12 +9,12 @@ from typing import TypeVar
 
 import msgspec
 
-from bench.lean_socket import LeanSocket, Receiver, open_socket
+from bench.lean_socket import LeanSocket, Receiver, shake_hands
 from twinlock.errors import TwinlockError
 from twinlock.ids import Seq, SpaceId
 from twinlock.protocol import codec
 from twinlock.protocol.client import ClientIdentity, ClientSession, Replied, Welcomed
-from twinlock.protocol.frames import Attach, Attached
+from twinlock.protocol.frames import Attach, Attached, Goaway
 
 Result = TypeVar("Result")
 ACK, ENTRIES = 8, 10
@@ -60,7 +60,7 @@ class RawClient:
         """Call the server and return its answer."""
         number = self._session.call(method, params)
         answer = self._replies[number] = asyncio.get_running_loop().create_future()
-        self.flush()
+        self._flush()
         replied = await answer
         if replied.error is not None:
             raise replied.error
@@ -95,7 +95,7 @@ class RawClient:
         except TwinlockError as exc:
             self.welcomed.set_exception(exc)
             return
-        self.flush()
+        self._flush()
         if isinstance(event, Welcomed):
             self.welcomed.set_result(event)
 
@@ -107,13 +107,10 @@ class RawClient:
         event = self._session.receive(bytes(frame), now_ms())
         if isinstance(event, Replied):
             self._replies.pop(event.call).set_result(event)
-        else:
+        elif not isinstance(decoded, Goaway):  # The server says so when it is stopped after the measure.
             raise AssertionError(f"the server answered the load with {decoded}")
 
-    def flush(self) -> None:
-        """Send what the session has to say; a challenge may come in one piece with the upgrade, before the socket."""
-        if self.socket is None:
-            return
+    def _flush(self) -> None:
         for message in self._session.take_output():
             self.send(message)
 
@@ -121,7 +118,10 @@ class RawClient:
 async def open_client(port: int, identity: ClientIdentity, server_id: bytes | None = None) -> RawClient:
     """Connect and say hello as a device, or as nobody to sign up."""
     client = RawClient(ClientSession(identity, f"ws://127.0.0.1:{port}", server_id, os.urandom))
-    client.socket = await open_socket(port, client.receive)
-    client.flush()
+    client.socket = LeanSocket(client.receive)
+    await shake_hands(client.socket, port)
+    await asyncio.wait({client.welcomed, client.socket.closed}, return_when=asyncio.FIRST_COMPLETED)
+    if not client.welcomed.done():
+        raise ConnectionError("the server closed the connection before its welcome")
     await client.welcomed
     return client

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +36,7 @@ def written(value: float, unit: str) -> str:
 
 def show(console: Console, report: Report) -> None:
     """Print the figures with their targets, the ratios against peers, and what was left out."""
-    table = Table(title="Twinlock, measured", title_justify="left", header_style="bold", show_lines=False)
+    table = Table(title="Twinlock, measured", title_justify="left", header_style="bold", box=SIMPLE)
     for column, justify in (("scenario", "left"), ("figure", "left"), ("load", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]  # rich takes the words as literals
     for column in ("measured", "target"):
@@ -62,7 +63,7 @@ def _show_peers(console: Console, figures: Sequence[Figure]) -> None:
     peers = [figure for figure in figures if figure.system != "twinlock"]
     if not peers:
         return
-    table = Table(title="Beside peers, in the same run", title_justify="left", header_style="bold")
+    table = Table(title="Beside peers, in the same run", title_justify="left", header_style="bold", box=SIMPLE)
     for column in ("scenario", "system", "figure", "measured", "Twinlock", "ratio", ""):
         table.add_column(column, justify="right" if column in {"measured", "Twinlock", "ratio"} else "left")
     for peer in peers:

@@ -11,16 +11,8 @@ class Scale(msgspec.Struct, frozen=True):
     """The size of a run: full, or quick for a smoke test whose figures mean little."""
 
     quick: bool = False
-
-    @property
-    def runs(self) -> int:
-        """How often everything is measured; the median counts."""
-        return 1 if self.quick else 3
-
-    @property
-    def growths(self) -> tuple[int, ...]:
-        """The factors on a load at which its growth is shown."""
-        return (1,) if self.quick else (1, 10, 100)
+    runs: int = 3
+    """How often everything is measured; the median counts."""
 
     def count(self, full: int, quick: int) -> int:
         """Return how many, for the size of this run."""
