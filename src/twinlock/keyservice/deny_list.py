@@ -22,9 +22,8 @@ class DenyList:
         """
         self._path = path
         try:
-            # A last line without its end is one whose writing was cut short: nobody was told that it is denied.
-            lines = path.read_text("ascii").split("\n")[:-1] if path.exists() else []
-            self._spaces = {SpaceId(bytes.fromhex(line)) for line in lines if line}
+            lines = _whole_lines(path) if path.exists() else []
+            self._spaces = {SpaceId(bytes.fromhex(line)) for line in lines}
         except (OSError, ValueError) as exc:
             raise StoreError(f"the deny list {path.name} cannot be read") from exc
         if any(len(space) != ID_BYTES for space in self._spaces):
@@ -44,10 +43,18 @@ class DenyList:
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "ab") as file:
-                # The leading line end closes a line that an earlier writing left cut short.
-                file.write(f"\n{space.hex()}\n".encode("ascii"))
+                file.write(f"{space.hex()}\n".encode("ascii"))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as exc:
             raise StoreError(f"the deny list cannot be written: {exc.strerror}") from exc
         self._spaces.add(space)
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Return the file's lines; a last one whose writing was cut short is removed, for nobody was told of it."""
+    text = path.read_text("ascii")
+    whole = text[: text.rfind("\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(path, len(whole))
+    return whole.split()

@@ -75,7 +75,9 @@ class Ledger:
     def verify(self) -> LedgerReport:
         """Check every record against its neighbours and the last against the authenticated head."""
         count, chained = 0, _NO_HASH
-        for n, data, stored in self._connection.execute("SELECT n, record, hash FROM ledger ORDER BY n"):
+        # The casts are for what an intruder may have written in place of bytes.
+        sql = "SELECT n, CAST(record AS BLOB), CAST(hash AS BLOB) FROM ledger ORDER BY n"
+        for n, data, stored in self._connection.execute(sql):
             expected = _chain(count + 1, chained, data)
             if n != count + 1 or not hmac.compare_digest(stored, expected):
                 return LedgerReport(count, chained, count + 1)

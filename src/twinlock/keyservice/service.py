@@ -131,6 +131,14 @@ class LocalKeyService(KeyService):
         """
         return await self._worker.run(self._rotate)
 
+    async def destroy_root_key_version(self, version: int) -> None:
+        """Forget an old version of the root key: what backups still hold under it is dead then.
+
+        Raises:
+            StoreError: it is the active one.
+        """
+        await self._worker.run(lambda: self._wrapper.destroy_version(version))
+
     async def verify_ledger(self) -> LedgerReport:
         """Check the whole ledger."""
         return await self._worker.run(self._ledger.verify)
