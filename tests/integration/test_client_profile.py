@@ -9,7 +9,6 @@ import pytest
 
 from twinlock.client import keystore
 from twinlock.client.backoff import Backoff
-from twinlock.client.device_clock import DeviceClock
 from twinlock.client.profile import Profile, default_profile
 from twinlock.client.side_file import SideFile
 from twinlock.client.status import Status, StatusBoard
@@ -180,16 +179,6 @@ def test_the_delay_doubles_to_its_cap_and_starts_over_after_a_stable_minute():
 
 def test_what_the_server_asks_for_is_the_least_delay():
     assert Backoff(lambda: 0.0).next_delay_ms(0, retry_after_ms=7_000) == 7_000
-
-
-def test_a_clock_set_back_is_noticed_and_a_wrong_one_corrected():
-    clock = DeviceClock(lambda: 86_400_000, offset_ms=0, trusted_ms=200_000_000)
-    assert clock.is_set_back
-
-    clock.correct(100_000_000)
-
-    assert not clock.is_set_back
-    assert clock.observe() == 186_400_000
 
 
 def test_the_status_shows_locked_over_the_connection_and_tells_each_change_once():

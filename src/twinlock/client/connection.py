@@ -159,7 +159,7 @@ class Connection:
         session = ClientSession(self._identity, self._address.origin, self._server_id, self._entropy, self._ticket)
         welcomed = await handshake(transport, session, self._clock.wall_ms)
         self._ticket = welcomed.ticket
-        self._clock.correct(welcomed.clock_offset_ms)
+        self._clock.offset_ms = welcomed.clock_offset_ms
         self.session = session
         self._backoff.connected(self._monotonic_ms())
         self._board.set_connection(Status.CONNECTED)

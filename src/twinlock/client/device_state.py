@@ -9,11 +9,11 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from twinlock.client.vault_file import VaultFile
-from twinlock.errors import ProfileMissingError, StoreDamagedError
-from twinlock.ids import AccountId, Epoch, SpaceId
-from twinlock.protocol.calls import SignedEntry
+from twinlock.errors import ProfileMissingError, StoreDamagedError, SudoNeededError
+from twinlock.ids import AccountId, SpaceId
+from twinlock.protocol.calls import KeyringRow, SignedEntry
 from twinlock.sealing.identity import AccountKeys, DeviceKeys
-from twinlock.sealing.suite import SECRET_BYTES, Entropy, MemberKey, ServiceKey, StoreKey
+from twinlock.sealing.suite import SECRET_BYTES, Entropy, StoreKey
 from twinlock.sealing.vault import open_sudo, seal_sudo
 
 Kept = TypeVar("Kept")
@@ -28,19 +28,11 @@ class Home(msgspec.Struct, frozen=True):
     account: AccountId
 
 
-class KeptClock(msgspec.Struct, frozen=True):
-    """The last correction of the clock and the newest trusted time."""
+class AccountKem(msgspec.Struct, frozen=True):
+    """The half of the account's keys that is at hand without the password: it unwraps member keys, it signs nothing."""
 
-    offset_ms: int = 0
-    trusted_ms: int = 0
-
-
-class KeptLease(msgspec.Struct, frozen=True):
-    """A service key and the time at which it ends."""
-
-    epoch: Epoch
-    not_after_ms: int
-    service_key: bytes
+    account: AccountId
+    kem: X25519PrivateKey
 
 
 class DeviceState:
@@ -58,7 +50,7 @@ class DeviceState:
             raise ProfileMissingError("its vault was never completed")
         self.home = home
         self.device_keys = DeviceKeys(device_keys)
-        self.account_kem = X25519PrivateKey.from_private_bytes(kem)
+        self.account_kem = AccountKem(home.account, X25519PrivateKey.from_private_bytes(kem))
 
     @classmethod
     def create(
@@ -84,28 +76,40 @@ class DeviceState:
         """Release the vault."""
         self._vault.close()
 
-    def seal_sudo(self, keys: AccountKeys, passphrase: str) -> None:
-        """Keep the account's signing key, to be opened by the passphrase only."""
-        self._vault.put({"account-sudo": seal_sudo(self._store_key, passphrase, keys, self._entropy)})
+    def seal_sudo(self, keys: AccountKeys, passphrase: str) -> bytes:
+        """Return the account's signing key sealed by a passphrase; slow on purpose."""
+        return seal_sudo(self._store_key, passphrase, keys, self._entropy)
 
-    def open_sudo(self, passphrase: str) -> AccountKeys:
-        """Return the account's keys.
+    def put_sudo(self, sealed: bytes) -> None:
+        """Keep the account's sealed signing key."""
+        self._vault.put({"account-sudo": sealed})
+
+    def sudo_record(self) -> bytes:
+        """Return the account's sealed signing key.
+
+        Raises:
+            SudoNeededError: this device keeps none.
+        """
+        record = self._vault.get("account-sudo")
+        if record is None:
+            raise SudoNeededError("this device keeps no signing key: it was enrolled without a password")
+        return record
+
+    def open_sudo(self, passphrase: str, record: bytes) -> AccountKeys:
+        """Return the account's keys; slow on purpose.
 
         Raises:
             CredentialsError: the passphrase is wrong.
         """
-        record = self._vault.get("account-sudo")
-        if record is None:
-            raise StoreDamagedError("the account's signing key is missing")
         return open_sudo(self._store_key, passphrase, self.home.account, record)
 
-    def clock(self) -> KeptClock:
-        """Return what is known of the time."""
-        return self._get("clock", KeptClock) or KeptClock()
+    def clock_offset_ms(self) -> int:
+        """Return the last correction of the clock."""
+        return self._get("clock-offset-ms", int) or 0
 
-    def put_clock(self, clock: KeptClock) -> None:
-        """Keep what is known of the time."""
-        self._put({"clock": clock})
+    def put_clock_offset_ms(self, offset_ms: int) -> None:
+        """Keep the correction of the clock."""
+        self._put({"clock-offset-ms": offset_ms})
 
     def account_log(self, account: AccountId) -> list[SignedEntry]:
         """Return an account's log as far as it was read."""
@@ -127,24 +131,21 @@ class DeviceState:
         """Keep a space's log."""
         self._put({f"space-log/{space.hex()}": entries})
 
-    def member_keys(self, space: SpaceId) -> dict[Epoch, MemberKey]:
-        """Return the A's of a space."""
-        raw = self._get(f"member-keys/{space.hex()}", dict[int, bytes]) or {}
-        return {Epoch(epoch): MemberKey(key) for epoch, key in raw.items()}
+    def keyring(self, space: SpaceId) -> bytes | None:
+        """Return what `Keyring.export` gave: member keys, and leases that may be kept."""
+        return self._vault.get(f"keyring/{space.hex()}")
 
-    def put_member_keys(self, space: SpaceId, keys: Mapping[Epoch, MemberKey]) -> None:
-        """Keep the A's of a space."""
-        self._put({f"member-keys/{space.hex()}": {int(epoch): key.expose() for epoch, key in keys.items()}})
+    def put_keyring(self, space: SpaceId, exported: bytes) -> None:
+        """Keep a space's keys."""
+        self._vault.put({f"keyring/{space.hex()}": exported})
 
-    def leases(self, space: SpaceId) -> dict[Epoch, tuple[ServiceKey, int]]:
-        """Return the cached leases of a space: service key and end by epoch."""
-        kept = self._get(f"leases/{space.hex()}", list[KeptLease]) or []
-        return {lease.epoch: (ServiceKey(lease.service_key), lease.not_after_ms) for lease in kept}
+    def keyring_row(self, space: SpaceId) -> KeyringRow | None:
+        """Return this account's Keyring row, as the server had it."""
+        return self._get(f"keyring-row/{space.hex()}", KeyringRow)
 
-    def put_leases(self, space: SpaceId, leases: Mapping[Epoch, tuple[ServiceKey, int]]) -> None:
-        """Cache leases; none at all deletes those that were cached."""
-        kept = [KeptLease(epoch, end, key.expose()) for epoch, (key, end) in leases.items()]
-        self._put({f"leases/{space.hex()}": kept or None})
+    def put_keyring_row(self, space: SpaceId, row: KeyringRow) -> None:
+        """Keep this account's Keyring row, so that a restored server can have it back."""
+        self._put({f"keyring-row/{space.hex()}": row})
 
     def title_index(self, space: SpaceId) -> bytes:
         """Return what a space's name is filed under (empty: not known yet)."""

@@ -1,0 +1,378 @@
+"""Between the connection and the spaces: frames to replicas, pushes to the session, leases and logs when due."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from twinlock.client.connection import Connection, Peer
+from twinlock.client.device_context import DeviceContext
+from twinlock.client.log_reader import LogReader
+from twinlock.client.space_runtime import SpaceRuntime
+from twinlock.client.status import StatusBoard
+from twinlock.errors import LeaseExpiredError, TwinlockError, error_from_code
+from twinlock.ids import Incarnation, SpaceId
+from twinlock.protocol.calls import CutResult
+from twinlock.protocol.client import ClientSession, Event, Welcomed
+from twinlock.protocol.frames import LOG_GROWN, Ack, Attached, Entries, Leases, Notice, Reject
+from twinlock.replica import events
+from twinlock.replica.replica import Replica
+
+logger = logging.getLogger(__name__)
+
+TEND_INTERVAL_MS = 1_000
+TEND_INTERVAL_MS_MIN = 20
+Chore = Callable[[], Awaitable[None]]
+
+
+class Courier(Peer):
+    """Everything that happens to the open spaces because of the server or of time."""
+
+    def __init__(self, context: DeviceContext, connection: Connection, board: StatusBoard) -> None:
+        self._context = context
+        self._connection = connection
+        self._board = board
+        self._logs = LogReader(context, connection)
+        self._chores: dict[str, Chore] = {}
+        self._chores_ready = asyncio.Event()
+        self._busy = False
+        self._pushes: deque[tuple[SpaceId, list[bytes]]] = deque()
+        self.incarnation = Incarnation(b"")
+        self._waiters: list[asyncio.Future[None]] = []
+        self.runtimes: dict[SpaceId, SpaceRuntime] = {}
+
+    # Life
+
+    def add(self, runtime: SpaceRuntime) -> None:
+        """Look after a space from now on."""
+        self.runtimes[runtime.space] = runtime
+        runtime.open(self._now_ms())
+        self._show_locked()
+        if self._session() is not None:
+            self._attach(runtime)
+            self._renew(runtime)
+
+    async def adopt(self, runtime: SpaceRuntime) -> None:
+        """Look after a space that this device has just made."""
+        await self._logs.fill(runtime)
+        self.add(runtime)
+
+    def renew(self, runtime: SpaceRuntime) -> None:
+        """Begin a space anew from its file, after the disk refused a write."""
+        self._detach(runtime)
+        runtime.renew(self._now_ms())
+        self._attach(runtime)
+
+    def replicas(self) -> dict[SpaceId, Replica]:
+        """Return the replicas that are open."""
+        return {space: each.replica for space, each in self.runtimes.items() if each.replica is not None}
+
+    def tend(self) -> None:
+        """Look at the clock: lock what has ended, renew what ends soon, push what was held back."""
+        now_ms = self._now_ms()
+        for runtime in self.runtimes.values():
+            if not runtime.is_locked and runtime.keyring.locked(now_ms):
+                self._lock(runtime)
+            self._renew(runtime)
+        self._show_locked()
+        if self._wake_ms(now_ms) <= now_ms:
+            self._connection.wake()
+
+    async def tend_forever(self) -> None:
+        """Tend every second, and sooner when a replica wants it."""
+        while True:
+            wait_ms = self._wake_ms(self._now_ms()) - self._now_ms()
+            await asyncio.sleep(min(max(wait_ms, TEND_INTERVAL_MS_MIN), TEND_INTERVAL_MS) / 1000)
+            self.tend()
+
+    async def do_chores(self) -> None:
+        """Do what takes calls to the server, one after the other, for ever."""
+        while True:
+            await self._chores_ready.wait()
+            self._chores_ready.clear()
+            while self._chores:
+                name = next(iter(self._chores))
+                chore = self._chores.pop(name)
+                self._busy = True
+                try:
+                    await chore()
+                except TwinlockError as exc:
+                    # It comes again with the next connection, or with the next sign that it is needed.
+                    logger.info("a chore failed", extra={"chore": name, "code": exc.code})
+                finally:
+                    self._busy = False
+            self._check_waiters()
+
+    def close(self) -> None:
+        """Close every space."""
+        for runtime in self.runtimes.values():
+            if not runtime.is_locked:
+                runtime.keep_keys()
+            runtime.close()
+        for waiter in self._waiters:
+            waiter.cancel()
+
+    # Peer
+
+    def on_welcomed(self, welcomed: Welcomed) -> None:
+        """Attach every space and ask for what may have changed."""
+        self.incarnation = welcomed.incarnation
+        now_ms = self._now_ms()
+        self._context.state.put_clock_offset_ms(welcomed.clock_offset_ms)
+        for runtime in self.runtimes.values():
+            runtime.keyring.note_trusted_time(now_ms)
+            self._attach(runtime)
+            self._renew(runtime)
+        self._add_chore("account", self._read_account)
+
+    def on_event(self, event: Event) -> None:
+        """Take in one event of the session."""
+        now_ms = self._now_ms()
+        if isinstance(event, Notice):
+            self._on_notice(event)
+            return
+        runtime = self.runtimes.get(getattr(event, "space", None) or SpaceId(b""))
+        if runtime is None:
+            return
+        if isinstance(event, Leases):
+            self._on_leases(runtime, event, now_ms)
+            return
+        replica = runtime.replica
+        if replica is None:
+            return
+        match event:
+            case Attached():
+                runtime.attached = True
+                replica.on_attached(event, now_ms)
+                if event.log_seq != runtime.keyring.log.seq:
+                    self._want_logs(runtime)
+            case Entries():
+                replica.on_entries(event, now_ms)
+            case Ack():
+                replica.on_ack(event, now_ms)
+            case Reject():
+                replica.on_reject(event, now_ms)
+
+    def work(self) -> bool:
+        """Do a slice for each space, tell listeners, and push."""
+        now_ms = self._now_ms()
+        more = False
+        for runtime in self.runtimes.values():
+            replica = runtime.replica
+            if replica is None:
+                continue
+            try:
+                more = replica.work(now_ms) or more
+            except LeaseExpiredError:
+                self.tend()
+                continue
+            self._take_events(runtime)
+            runtime.subscriptions.publish(now_ms)
+        self._push(now_ms)
+        self._check_waiters()
+        return more
+
+    def push(self) -> None:
+        """Send what was written."""
+        self._push(self._now_ms())
+
+    def on_disconnected(self) -> None:
+        """What was sent and not acknowledged will be sent again."""
+        self._pushes.clear()
+        for runtime in self.runtimes.values():
+            runtime.attached = False
+            runtime.lease_nonce = b""
+            if runtime.replica is not None:
+                runtime.replica.on_disconnected()
+
+    def _wake_ms(self, now_ms: int) -> int:
+        moments = [replica.wake_ms() for replica in self.replicas().values()]
+        return min((moment for moment in moments if moment is not None), default=now_ms + TEND_INTERVAL_MS)
+
+    # Waiting
+
+    @property
+    def is_synced(self) -> bool:
+        """Tell whether the server has all writes, and this device all that the server had."""
+        return all(
+            runtime.attached
+            and runtime.replica is not None
+            and not runtime.replica.syncing
+            and runtime.pending_count == 0
+            for runtime in self.runtimes.values()
+        )
+
+    async def synced(self) -> None:
+        """Wait until `is_synced`."""
+        while not self.is_synced:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    async def settled(self) -> None:
+        """Wait until what a new connection asks for has been answered: spaces, logs, keys."""
+        while self._chores or self._busy or any(runtime.lease_nonce for runtime in self.runtimes.values()):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
+
+    def _check_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # Leases
+
+    def _lock(self, runtime: SpaceRuntime) -> None:
+        logger.info("a lease has ended", extra={"space": runtime.space.hex()})
+        self._detach(runtime)
+        runtime.lock()
+
+    def _renew(self, runtime: SpaceRuntime) -> None:
+        session = self._session()
+        if session is None or runtime.lease_nonce:
+            return
+        now_ms = self._now_ms()
+        wanted = runtime.keyring.wanted_epochs(now_ms)
+        if wanted:
+            runtime.lease_nonce = session.request_lease(runtime.space, wanted, now_ms)
+            self._connection.output()
+
+    def _on_leases(self, runtime: SpaceRuntime, frame: Leases, now_ms: int) -> None:
+        nonce, runtime.lease_nonce = runtime.lease_nonce, b""
+        try:
+            if runtime.keyring.on_leases(frame, nonce, self.incarnation, now_ms):
+                self._want_logs(runtime)
+        except TwinlockError as exc:
+            logger.warning("no lease", extra={"space": runtime.space.hex(), "code": exc.code})
+            self._connection.last_error = exc
+            return
+        if not runtime.keyring.has_member_key:
+            self._want_logs(runtime)
+        was_locked = runtime.is_locked
+        runtime.keys_changed(now_ms)
+        if was_locked and not runtime.is_locked:
+            self._attach(runtime)
+        self._show_locked()
+        self._connection.wake()
+
+    def _show_locked(self) -> None:
+        self._board.set_locked(any(self._is_locked_out(runtime) for runtime in self.runtimes.values()))
+
+    def _is_locked_out(self, runtime: SpaceRuntime) -> bool:
+        """A space whose keys are on their way for the first time is not locked, it is not there yet."""
+        return runtime.is_locked and runtime.was_open
+
+    # Frames out
+
+    def _attach(self, runtime: SpaceRuntime) -> None:
+        session = self._session()
+        if session is not None and runtime.replica is not None:
+            if session.is_attached(runtime.space):
+                session.detach(runtime.space)
+            request = runtime.replica.attach_request()
+            session.attach(request.space, request.incarnation, request.cursor)
+            self._connection.output()
+
+    def _detach(self, runtime: SpaceRuntime) -> None:
+        session = self._session()
+        if session is not None and runtime.replica is not None:
+            session.detach(runtime.space)
+            self._connection.output()
+
+    def _push(self, now_ms: int) -> None:
+        session = self._session()
+        if session is None:
+            return
+        for runtime in self.runtimes.values():
+            if runtime.attached and runtime.replica is not None:
+                self._pushes.extend((runtime.space, push) for push in runtime.replica.outgoing(now_ms))
+        while self._pushes and session.push_room > 0:
+            space, push = self._pushes.popleft()
+            if session.is_attached(space):
+                session.push(space, push)
+        self._connection.output()
+
+    # What replicas and the server ask for
+
+    def _take_events(self, runtime: SpaceRuntime) -> None:
+        assert runtime.replica is not None
+        for event in runtime.replica.take_events():
+            match event:
+                case events.WritesConfirmed() | events.WritesRefused():
+                    runtime.settle(event)
+                case events.EnvelopeQuarantined():
+                    logger.warning("quarantined", extra={"space": runtime.space.hex(), "reason": event.reason})
+                case events.LogsWanted():
+                    self._want_logs(runtime)
+                case events.LeaseWanted():
+                    self._renew(runtime)
+                case events.PushHeld():
+                    logger.info("held back", extra={"space": runtime.space.hex(), "code": event.code})
+                case events.CutWanted() | events.KeyringRowsWanted():
+                    self._want_call(runtime, event)
+
+    def _want_call(self, runtime: SpaceRuntime, event: events.CutWanted | events.KeyringRowsWanted) -> None:
+        if isinstance(event, events.KeyringRowsWanted):
+            self._add_chore(f"keyring {runtime.space.hex()}", lambda: self._logs.put_keyring_row(runtime))
+            return
+
+        async def cut() -> None:
+            result: CutResult | None = None
+            try:
+                result = await self._connection.call("space.cut", event.params, CutResult)
+            finally:
+                if runtime.replica is not None:
+                    runtime.replica.on_cut(result, self._now_ms())
+                    self._connection.wake()
+
+        self._add_chore(f"cut {runtime.space.hex()}", cut)
+
+    def _on_notice(self, notice: Notice) -> None:
+        runtime = self.runtimes.get(SpaceId(notice.space))
+        if notice.code == LOG_GROWN:
+            if runtime is not None:
+                self._want_logs(runtime)
+            else:
+                self._add_chore("account", self._read_account)
+            return
+        error = error_from_code(notice.code, notice.detail, notice.retry_after_ms)
+        self._connection.last_error = error
+        if runtime is None:
+            raise error
+        logger.warning("the server says", extra={"space": runtime.space.hex(), "code": notice.code})
+
+    def _want_logs(self, runtime: SpaceRuntime) -> None:
+        async def read() -> None:
+            if await self._logs.read(runtime):
+                runtime.keys_changed(self._now_ms())
+                self._attach_if_new(runtime)
+            self._renew(runtime)
+            self._connection.wake()
+
+        self._add_chore(f"logs {runtime.space.hex()}", read)
+
+    def _attach_if_new(self, runtime: SpaceRuntime) -> None:
+        session = self._session()
+        if session is not None and not session.is_attached(runtime.space):
+            self._attach(runtime)
+
+    async def _read_account(self) -> None:
+        """Learn which spaces there are, and open those that are new."""
+        await self._logs.read_account()
+        for space in await self._logs.spaces():
+            if space not in self.runtimes:
+                self.add(await self._logs.new_space(space))
+
+    def _add_chore(self, name: str, chore: Chore) -> None:
+        self._chores.setdefault(name, chore)
+        self._chores_ready.set()
+
+    def _session(self) -> ClientSession | None:
+        return self._connection.session
+
+    def _now_ms(self) -> int:
+        return self._context.clock.now_ms()

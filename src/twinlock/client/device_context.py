@@ -1,0 +1,19 @@
+"""What every part of an open database shares: the profile, its records, the time and chance."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from twinlock.client.device_clock import DeviceClock
+from twinlock.client.device_state import DeviceState
+from twinlock.client.profile import Profile
+from twinlock.sealing.suite import Entropy
+
+
+class DeviceContext(NamedTuple):
+    """Handed in from where the database is opened."""
+
+    profile: Profile
+    state: DeviceState
+    clock: DeviceClock
+    entropy: Entropy

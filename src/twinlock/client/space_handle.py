@@ -1,0 +1,156 @@
+"""What collections and documents need of their space: reads from this device, writes with one flush a loop turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from twinlock.client.courier import Courier
+from twinlock.client.device_context import DeviceContext
+from twinlock.client.space_runtime import SpaceRuntime
+from twinlock.client.subscriptions import Listener
+from twinlock.client.writes import Write
+from twinlock.document.query import Query
+from twinlock.errors import ClosedError, LeaseExpiredError, StoreError, TwinlockError
+from twinlock.ids import SpaceId
+from twinlock.replica.batch import Batch
+from twinlock.replica.replica import Replica
+
+GROUP_WRITES_MAX = 512
+"""Writes that share one flush; more are flushed in the next loop turn, so that the application is not kept waiting."""
+
+_Waiting = tuple[Batch, Write, "asyncio.Future[None]"]
+
+
+class SpaceHandle:
+    """One space of an open database, as seen from above."""
+
+    __slots__ = ("_closers", "_context", "_courier", "_runtime", "_waiting", "is_closed")
+
+    def __init__(self, context: DeviceContext, courier: Courier, runtime: SpaceRuntime) -> None:
+        self._context = context
+        self._courier = courier
+        self._runtime = runtime
+        self._waiting: list[_Waiting] = []
+        self._closers: list[Callable[[], None]] = []
+        self.is_closed = False
+
+    @property
+    def id(self) -> SpaceId:
+        """The space's id."""
+        return self._runtime.space
+
+    @property
+    def runtime(self) -> SpaceRuntime:
+        """The space's state."""
+        return self._runtime
+
+    def new_id(self) -> str:
+        """Return a random id for a document."""
+        return self._context.entropy(16).hex()
+
+    # Reading
+
+    def get(self, collection: str, id: str) -> dict[str, Any] | None:
+        """Return a document's value."""
+        return self._open().get(collection, id, self._now_ms())
+
+    def conflicts(self, collection: str, id: str) -> dict[str, Any]:
+        """Return the losing values of a document's fields, by dotted path."""
+        found = self._open().conflicts(collection, id, self._now_ms())
+        return {".".join(conflict.path): conflict.value for conflict in found}
+
+    def run(self, query: Query) -> list[tuple[str, dict[str, Any]]]:
+        """Answer a query."""
+        return self._open().query(query, self._now_ms())
+
+    def count(self, query: Query) -> int:
+        """Count a query's documents."""
+        return self._open().count(query, self._now_ms())
+
+    def subscribe(
+        self, query: Query, listener: Listener, closed: Callable[[], None] | None = None
+    ) -> Callable[[], None]:
+        """Tell a listener a query's result, now and later; while locked it is told once there is a lease."""
+        self._check_open()
+        if closed is not None:
+            self._closers.append(closed)
+        return self._runtime.subscriptions.add(query, listener, self._now_ms())
+
+    def watch_document(self, collection: str, id: str, listener: Listener) -> Callable[[], None]:
+        """Tell a listener a document, now and later."""
+        self._check_open()
+        return self._runtime.subscriptions.watch(collection, id, listener)
+
+    # Writing
+
+    async def write(self, batch: Batch, id: str = "") -> Write:
+        """Store a batch durably on this device, together with what else is written in this loop turn.
+
+        Raises:
+            TwinlockError: the batch was refused; nothing of it was written.
+        """
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        write, stored = Write(id), loop.create_future()
+        self._waiting.append((batch, write, stored))
+        if len(self._waiting) == 1:
+            loop.call_soon(self._flush)
+        await stored
+        return write
+
+    def close(self) -> None:
+        """Refuse everything from now on; writes that still wait are stored first."""
+        while self._waiting:
+            self._flush()
+        self.is_closed = True
+        for closed in self._closers:
+            closed()
+
+    def _flush(self) -> None:
+        group, self._waiting = self._waiting[:GROUP_WRITES_MAX], self._waiting[GROUP_WRITES_MAX:]
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        if not group:
+            return
+        try:
+            results = self._runtime.write_all([(batch, write) for batch, write, _ in group], self._now_ms())
+        except StoreError as exc:
+            # What the replica holds in memory may be ahead of the disk.
+            self._courier.renew(self._runtime)
+            results = [exc] * len(group)
+        except TwinlockError as exc:
+            results = [exc] * len(group)
+        except Exception as exc:
+            # The waiting must hear of it; the fault itself is for the log of the loop.
+            results = [StoreError(type(exc).__name__)] * len(group)
+            self._answer(group, results)
+            raise
+        self._answer(group, results)
+        self._runtime.subscriptions.publish(self._now_ms())
+        self._courier.push()
+
+    @staticmethod
+    def _answer(group: list[_Waiting], results: list[Any]) -> None:
+        for (_, _, stored), error in zip(group, results, strict=True):
+            if stored.done():
+                continue
+            if error is None:
+                stored.set_result(None)
+            else:
+                stored.set_exception(error)
+
+    def _open(self) -> Replica:
+        self._check_open()
+        replica = self._runtime.replica
+        if replica is None or self._runtime.keyring.locked(self._now_ms()):
+            raise LeaseExpiredError
+        return replica
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise ClosedError
+
+    def _now_ms(self) -> int:
+        return self._context.clock.now_ms()

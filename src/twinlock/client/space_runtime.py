@@ -1,0 +1,263 @@
+"""One space of an open database: its keys, its replica while it can be read, its side file while it cannot."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from weakref import WeakValueDictionary
+
+from twinlock.client.device_context import DeviceContext
+from twinlock.client.local_store import LocalStore
+from twinlock.client.replica_file import ReplicaFile
+from twinlock.client.side_file import SideFile
+from twinlock.client.subscriptions import Subscriptions
+from twinlock.client.writes import Write
+from twinlock.errors import LeaseExpiredError, OpenError, TwinlockError, error_from_code
+from twinlock.ids import Epoch, SpaceId
+from twinlock.protocol.account_log import replay_account
+from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.space_log import replay_space
+from twinlock.replica.batch import Batch
+from twinlock.replica.events import ReplicaEvent, WritesConfirmed, WritesRefused
+from twinlock.replica.keyring import Keyring
+from twinlock.replica.locked import LockedOutbox, open_records
+from twinlock.replica.replica import Replica
+from twinlock.sealing.space_entries import open_title, title_index
+from twinlock.sealing.space_keys import EpochKeys
+
+logger = logging.getLogger(__name__)
+
+ABSORBED = "absorbed-record"
+"""Which record of the side file was the last to become a write: a crash must not make two writes of one."""
+
+
+class SpaceRuntime:
+    """What this device does with a space. Synchronous; the courier calls it from the event loop."""
+
+    __slots__ = (
+        "_context",
+        "_entries",
+        "_file",
+        "_locked_writes",
+        "_side",
+        "_store",
+        "_writes",
+        "attached",
+        "keyring",
+        "lease_nonce",
+        "replica",
+        "space",
+        "subscriptions",
+        "title",
+        "was_open",
+    )
+
+    def __init__(self, context: DeviceContext, entries: Sequence[SignedEntry]) -> None:
+        state, device_keys = context.state, context.state.device_keys
+        log = replay_space(entries)
+        self._context = context
+        self._entries = list(entries)
+        self.space: SpaceId = log.space
+        self.keyring = Keyring(log, state.account_kem, device_keys)
+        folder = context.profile.space_folder(self.space)
+        self._file = ReplicaFile(folder, device_keys.device, state.store_key, context.entropy)
+        self._side = SideFile(folder)
+        self._store: LocalStore | None = None
+        self._locked_writes: list[Write] = []
+        self._writes: WeakValueDictionary[int, Write] = WeakValueDictionary()
+        self.replica: Replica | None = None
+        self.subscriptions = Subscriptions()
+        self.attached = False
+        self.lease_nonce = b""
+        self.title: str | None = None
+        self.was_open = self._file.wrapped_epoch > 0
+
+    # Keys
+
+    @property
+    def entries(self) -> list[SignedEntry]:
+        """The space's signed log as far as it was read."""
+        return self._entries
+
+    def grow_log(self, entries: Sequence[SignedEntry]) -> None:
+        """Take in entries of the signed log that follow those that are known."""
+        log = replay_space(entries, after=self.keyring.log)
+        self.keyring.install_log(log)
+        self._entries.extend(entries)
+        self._context.state.put_space_log(self.space, self._entries)
+
+    def keep_keys(self) -> None:
+        """Keep the keys that may be kept, sealed under the StoreKey."""
+        self._context.state.put_keyring(self.space, self.keyring.export())
+
+    def restore(self) -> None:
+        """Take in the members' logs and the keys that were kept."""
+        for account in self.keyring.log.members:
+            entries = self._context.state.account_log(account)
+            if entries:
+                self.keyring.install_account(replay_account(entries))
+        exported = self._context.state.keyring(self.space)
+        if exported is not None:
+            self.keyring.restore(exported)
+
+    # Open and locked
+
+    @property
+    def is_locked(self) -> bool:
+        """Tell whether the space cannot be read now."""
+        return self.replica is None
+
+    def open(self, now_ms: int) -> bool:
+        """Open the replica if both keys are at hand; return whether it is open.
+
+        Raises:
+            StoreDamagedError: the replica file was altered.
+        """
+        if self.replica is None and not self.keyring.locked(now_ms):
+            keys = self._keys()
+            try:
+                self._store = self._file.open(keys)
+            except LeaseExpiredError:
+                return False
+            self._make_replica()
+            self.was_open = True
+            self._absorb(now_ms)
+            self._read_title(keys)
+            self._reopen_subscriptions(now_ms)
+        return self.replica is not None
+
+    def renew(self, now_ms: int) -> None:
+        """Make the replica anew from the store, after the disk refused what it holds in memory."""
+        self.subscriptions.close()
+        self._make_replica()
+        self._reopen_subscriptions(now_ms)
+
+    def _make_replica(self) -> None:
+        assert self._store is not None
+        self.replica = Replica(self.keyring, self._context.state.device_keys, self._store, self._context.entropy)
+
+    def _reopen_subscriptions(self, now_ms: int) -> None:
+        assert self.replica is not None
+        assert self._store is not None
+        self.subscriptions.open(self.replica, self._store, now_ms)
+
+    def lock(self) -> None:
+        """Close the replica and drop every key that came by lease."""
+        self.keep_keys()
+        self.close()
+        self.keyring.lock()
+        self.title = None
+
+    def close(self) -> None:
+        """Close the replica."""
+        self.subscriptions.close()
+        self.replica = None
+        self.attached = False
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def keys_changed(self, now_ms: int) -> None:
+        """The keyring knows more than before: keep it, open what it opens, wrap the file's key anew."""
+        self.keep_keys()
+        if self.replica is None:
+            self.open(now_ms)
+        else:
+            keys = self._keys()
+            self._file.rewrap(keys)
+            self._read_title(keys)
+            self.replica.keys_changed(now_ms)
+
+    def _keys(self) -> dict[Epoch, EpochKeys]:
+        found = {epoch: self.keyring.keys(epoch) for epoch in self.keyring.log.epochs}
+        return {epoch: keys for epoch, keys in found.items() if keys is not None}
+
+    def _read_title(self, keys: dict[Epoch, EpochKeys]) -> None:
+        sealed = self.keyring.log.title
+        if sealed is None or sealed.epoch not in keys:
+            return
+        try:
+            self.title = open_title(sealed.sealed, keys[sealed.epoch])
+        except OpenError:
+            logger.warning("a space's title does not open", extra={"space": self.space.hex()})
+            return
+        index = title_index(self._context.state.store_key, self.title)
+        if self._context.state.title_index(self.space) != index:
+            self._context.state.put_title_index(self.space, index)
+
+    # Writes
+
+    @property
+    def pending_count(self) -> int:
+        """Writes that the server does not have."""
+        if self.replica is not None:
+            return self.replica.pending_count
+        return len(self._side.records())
+
+    def write_all(self, writes: Sequence[tuple[Batch, Write]], now_ms: int) -> list[TwinlockError | None]:
+        """Make writes durable on this device, all with one flush; return each one's error or None.
+
+        Raises:
+            StoreError: the disk refused; none of them was written.
+        """
+        if self.replica is not None and self.keyring.locked(now_ms):
+            self.lock()
+        if self.replica is None or self._store is None:
+            return [self._write_locked(batch, write, now_ms) for batch, write in writes]
+        results: list[TwinlockError | None] = []
+        with self._store.group():
+            for batch, write in writes:
+                try:
+                    self._writes[self.replica.write(batch, now_ms)] = write
+                    results.append(None)
+                except TwinlockError as exc:
+                    results.append(exc)
+        return results
+
+    def _write_locked(self, batch: Batch, write: Write, now_ms: int) -> TwinlockError | None:
+        outbox = LockedOutbox(
+            self.keyring.log, self.keyring.device, self._context.state.store_key, len(self._side.records())
+        )
+        try:
+            self._side.append(outbox.seal(batch, now_ms))
+        except TwinlockError as exc:
+            return exc
+        self._locked_writes.append(write)
+        return None
+
+    def _absorb(self, now_ms: int) -> None:
+        """Make ordinary pending writes of what was written while locked."""
+        records = self._side.records()
+        if not records:
+            return
+        assert self._store is not None
+        assert self.replica is not None
+        done = self._store.get_meta(ABSORBED)
+        digests = [hashlib.sha256(record).digest() for record in records]
+        fresh = records[digests.index(done) + 1 :] if done in digests else records
+        if fresh:
+            with self._store.group():
+                opened = open_records(fresh, self.keyring, self._context.state.store_key)
+                tokens = self.replica.absorb(opened, now_ms)
+                self._store.put_meta(ABSORBED, digests[-1])
+            # Those of an earlier run of the application come first, and have no handles any more.
+            own = self._locked_writes[-len(tokens) :]
+            self._writes.update(zip(tokens[-len(own) :] if own else [], own, strict=True))
+        self._locked_writes.clear()
+        self._side.clear()
+
+    def settle(self, event: ReplicaEvent) -> None:
+        """Tell the handles of writes what became of them."""
+        match event:
+            case WritesConfirmed():
+                for token in event.tokens:
+                    self._settle(token, None)
+            case WritesRefused():
+                for token in event.tokens:
+                    self._settle(token, error_from_code(event.code, event.detail))
+
+    def _settle(self, token: int, error: TwinlockError | None) -> None:
+        write = self._writes.pop(token, None)
+        if write is not None:
+            write.settle(error)

@@ -1,0 +1,121 @@
+"""Making spaces, and finding them by id or name. See spec/sealing.md, sections 3 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from twinlock.client.connection import Connection
+from twinlock.client.device_context import DeviceContext
+from twinlock.client.space_runtime import SpaceRuntime
+from twinlock.errors import UnknownSpaceError
+from twinlock.ids import ID_BYTES, Epoch, Incarnation, SpaceId
+from twinlock.protocol import hpke
+from twinlock.protocol.calls import CreatePending, CreatePendingResult, CreateSpace, KeyringRow, LogHead, SignedEntry
+from twinlock.protocol.proofs import lease_info, pending_message
+from twinlock.protocol.space_log import Role, replay_space
+from twinlock.sealing.identity import AccountKeys
+from twinlock.sealing.space_entries import (
+    config_lease_entry,
+    config_title_entry,
+    epoch_entry,
+    space_genesis,
+    title_index,
+)
+from twinlock.sealing.space_keys import EpochKeys, check_service_key, make_epoch, wrap_member_key
+from twinlock.sealing.suite import ServiceKey
+
+PARTITIONS_OPEN = 16
+"""New spaces are spread over the partitions that every engine opens."""
+
+FIRST_EPOCH = Epoch(1)
+NONCE_BYTES = 32
+
+
+class SpaceInfo(msgspec.Struct, frozen=True):
+    """A space of this account; `title` is None while it is locked."""
+
+    id: str
+    title: str | None
+    role: Role | None
+    locked: bool
+
+
+class SpaceMaker:
+    """Makes new spaces with the account's signing key."""
+
+    __slots__ = ("_connection", "_context")
+
+    def __init__(self, context: DeviceContext, connection: Connection) -> None:
+        self._context = context
+        self._connection = connection
+
+    async def make(
+        self, owner: AccountKeys, incarnation: Incarnation, title: str, lease_hours: int | None
+    ) -> SpaceRuntime:
+        """Make a space with its first epoch on the server, and its first member, which is its owner."""
+        entropy = self._context.entropy
+        genesis = space_genesis(owner, entropy(1)[0] % PARTITIONS_OPEN, entropy)
+        log = replay_space([genesis])
+        service_key, not_after_ms = await self._pending_key(log.space, genesis, incarnation)
+        keys = make_epoch(log.space, FIRST_EPOCH, service_key, entropy)
+        entries = [genesis, epoch_entry(owner, log, keys, None, entropy)]
+        entries.append(config_title_entry(owner, replay_space(entries), keys, title, entropy))
+        if lease_hours is not None:
+            entries.append(config_lease_entry(owner, replay_space(entries), lease_hours))
+        row = KeyringRow(owner.account, FIRST_EPOCH, wrap_member_key(keys, owner.account, owner.kem_pk))
+        await self._connection.call("space.create", CreateSpace(log.space, entries, [row]), LogHead)
+        return self._keep(entries, keys, row, not_after_ms)
+
+    async def _pending_key(
+        self, space: SpaceId, genesis: SignedEntry, incarnation: Incarnation
+    ) -> tuple[ServiceKey, int]:
+        state, now_ms = self._context.state, self._context.clock.now_ms()
+        nonce = self._context.entropy(NONCE_BYTES)
+        device, account = state.device_keys.device, state.home.account
+        message = pending_message(space, FIRST_EPOCH, nonce, now_ms, account, device)
+        request = CreatePending(space, FIRST_EPOCH, nonce, now_ms, state.device_keys.sign.sign(message), genesis)
+        result = await self._connection.call("space.pending", request, CreatePendingResult)
+        grant = result.grant
+        info = lease_info(space, FIRST_EPOCH, device, grant.not_after_ms, incarnation, nonce)
+        service_key = ServiceKey(hpke.open_sealed(state.device_keys.kem, grant.sealed, info))
+        check_service_key(space, FIRST_EPOCH, service_key, result.b_commit)
+        return service_key, grant.not_after_ms
+
+    def _keep(self, entries: list[SignedEntry], keys: EpochKeys, row: KeyringRow, not_after_ms: int) -> SpaceRuntime:
+        state = self._context.state
+        runtime = SpaceRuntime(self._context, entries)
+        state.put_space_log(runtime.space, entries)
+        state.put_keyring_row(runtime.space, row)
+        runtime.keyring.install_member_key(FIRST_EPOCH, keys.member_key)
+        now_ms = self._context.clock.now_ms()
+        runtime.keyring.install_service_key(FIRST_EPOCH, keys.service_key, not_after_ms, now_ms)
+        runtime.keep_keys()
+        return runtime
+
+
+def find_space(context: DeviceContext, runtimes: Iterable[SpaceRuntime], wanted: str | bytes) -> SpaceRuntime:
+    """Return the space of that id or name; a name is found even while the space is locked.
+
+    Raises:
+        UnknownSpaceError: there is none; the message lists those that are known.
+    """
+    known = list(runtimes)
+    identifier = _as_id(wanted)
+    index = title_index(context.state.store_key, wanted) if isinstance(wanted, str) else b""
+    for runtime in known:
+        if runtime.space == identifier or (index and context.state.title_index(runtime.space) == index):
+            return runtime
+    names = ", ".join(repr(runtime.title or runtime.space.hex()) for runtime in known) or "none"
+    shown = wanted if isinstance(wanted, str) else wanted.hex()
+    raise UnknownSpaceError(f"{shown!r}; known are: {names}")
+
+
+def _as_id(wanted: str | bytes) -> bytes:
+    if isinstance(wanted, bytes):
+        return wanted
+    try:
+        return bytes.fromhex(wanted) if len(wanted) == 2 * ID_BYTES else b""
+    except ValueError:
+        return b""
