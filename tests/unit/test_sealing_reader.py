@@ -1,6 +1,8 @@
 """The reader's order of checks: what is refused, for which reason, and whether the chain moves."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.sealing_world import RECEIVED_MS, Person, World, contents, entries, extend_chain, flipped, reasons
 from twinlock.errors import ClockSkewError, InvalidDataError, LimitExceededError, UpdateNeededError
@@ -492,3 +494,47 @@ def test_entries_are_judged_in_pages_of_any_size_alike(world):
         return [c for at in range(0, 12, size) for c in contents(reader.read(chain[at : at + size]))]
 
     assert read_by(1) == read_by(5) == read_by(12)
+
+
+DELIVERY = st.lists(
+    st.tuples(st.integers(min_value=0, max_value=7), st.sampled_from(["true", "unsigned", "altered"]), st.booleans()),
+    max_size=20,
+)
+LONG_CHAIN = SMALL_WORLD.chain(SMALL_WORLD.owner.device, 8)
+
+
+@given(DELIVERY)
+def test_whatever_a_server_delivers_first_the_true_chain_opens_each_envelope_once(delivery):
+    reader = SMALL_WORLD.reader()
+    opened = contents(reader.read(entries(LONG_CHAIN[:1])))
+    page: list[bytes] = []
+    for number, form, ends_page in delivery:
+        data = LONG_CHAIN[number].data
+        page.append({"true": data, "unsigned": flipped(data, len(data) - 1), "altered": flipped(data, 120)}[form])
+        if ends_page:
+            opened += contents(reader.read(entries(page)))
+            page = []
+    opened += contents(reader.read(entries(page)))
+
+    opened += contents(reader.read(entries(LONG_CHAIN)))
+
+    assert sorted(opened) == [f"edit {number}".encode() for number in range(1, 9)]
+    assert reader.head_of(SMALL_WORLD.owner.device.device) == ChainHead(Counter(8), LONG_CHAIN[7].id)
+
+
+HEADER = SMALL_CHAIN[0].header_bytes
+
+
+@given(st.lists(st.binary(max_size=400).flatmap(lambda data: st.sampled_from([data, HEADER + data]))))
+def test_no_bytes_make_the_reader_fail_or_open_anything(datas):
+    page = SMALL_WORLD.reader().read(entries(datas))
+
+    assert page.opened == []
+    assert len(page.quarantined) == len(datas)
+
+
+def test_only_what_can_never_count_is_not_tried_again():
+    final = {reason for reason in QuarantineReason if not reason.is_worth_a_retry}
+
+    assert final == {"layout", "space", "kind", "role", "replay"}
+    assert not any(reason.may_differ for reason in final)

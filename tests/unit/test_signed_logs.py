@@ -2,6 +2,8 @@
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.unit.sealing_world import Person, SeededEntropy, World, flipped
 from twinlock.errors import LogForkError, LogInvalidError, SignatureError, UpdateNeededError
@@ -146,12 +148,26 @@ def test_an_account_entry_that_breaks_a_rule_stops_the_replay(kind, fields, erro
         replay_account([account_entry(state, kind, fields)], state)
 
 
+@given(st.binary(max_size=200))
+def test_no_bytes_do_anything_but_stop_the_replay(body):
+    state = replay_account(account_entries())
+    entries = [sign_entry(KEYS, state.account, state.position, body)]
+
+    with pytest.raises((LogInvalidError, UpdateNeededError)):
+        replay_account(entries, state)
+    with pytest.raises((LogInvalidError, UpdateNeededError)):
+        replay_space(entries)
+
+
 @pytest.mark.parametrize(
     "body",
     [
         b"",
         b"[]",
         b"\xff",
+        b'{"type":"\xff"}',
+        b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+        b'{"a":1e999}',
         b"{}",
         b'{"type":1}',
         b'{"kem": "%s","type":"rekem"}' % (b"A" * 43),

@@ -86,7 +86,7 @@ class Body:
             raise LogInvalidError(f"an entry of {len(body)} bytes")
         try:
             self._fields = msgspec.json.decode(body, type=dict[str, object])
-        except msgspec.MsgspecError as exc:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise LogInvalidError("an entry is not a JSON object") from exc
         self._bytes = body
         self.type = self.text("type")

@@ -39,7 +39,7 @@ class QuarantineReason(StrEnum):
     @property
     def is_worth_a_retry(self) -> bool:
         """Whether a newer log, key, version or clock, or what was missing, can still open it."""
-        return self in _WORTH_A_RETRY
+        return self not in _FINAL
 
 
 _MAY_DIFFER = frozenset(
@@ -53,7 +53,15 @@ _MAY_DIFFER = frozenset(
         QuarantineReason.KEY,
     }
 )
-_WORTH_A_RETRY = _MAY_DIFFER | {QuarantineReason.SIGNATURE, QuarantineReason.DECODING, QuarantineReason.TIMESTAMP}
+_FINAL = frozenset(
+    {
+        QuarantineReason.LAYOUT,
+        QuarantineReason.SPACE,
+        QuarantineReason.KIND,
+        QuarantineReason.ROLE,
+        QuarantineReason.REPLAY,
+    }
+)
 
 
 class Quarantined(msgspec.Struct, frozen=True):
