@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from tests.unit.sealing_world import Person, SeededEntropy, World, entries, flipped
+from tests.unit.sealing_world import Person, SeededEntropy, World, entries, extend_chain, flipped
 from tools import hpke_reference
 from tools.vectors_keys import Vector, vector
 from twinlock.ids import NO_ENVELOPE, Counter
-from twinlock.protocol.envelope import NONCE_BYTES, Envelope, Header, Kind, envelope_id
+from twinlock.protocol.envelope import (
+    HEADER_BYTES,
+    NONCE_BYTES,
+    SIGNATURE_BYTES,
+    TAG_BYTES,
+    Envelope,
+    Header,
+    Kind,
+    envelope_id,
+    parse,
+)
 from twinlock.protocol.hpke import OVERHEAD_BYTES
 from twinlock.protocol.labels import label, u32, u64
 from twinlock.protocol.space_log import Role
@@ -88,13 +98,22 @@ def chains() -> Vector:
         "a signal": [chain[0].data[:1] + b"\x04" + chain[0].data[2:]],
         "no predecessor named": [chain[0], chain[1].data[:64] + bytes(32) + chain[1].data[96:]],
     }
+    aead = _resigned(world, flipped(chain[0].data, HEADER_BYTES))
+    orders["a signed envelope that does not open"] = extend_chain(world, world.owner.device, [aead], 1, "after")
+    padding = _sealed_raw(world, b"x\x80".ljust(129, b"\0"))
+    orders["other padding"] = extend_chain(world, world.owner.device, [padding], 1, "after")
+    rising = Person("vectors chain rising")
+    world.admit(rising, Role.READER)
+    orders["written before the role was granted"] = [*world.chain(rising.device, 1)]
+    world.admit(rising, Role.EDITOR)
+    orders["written after the role was granted"] = [*world.chain(rising.device, 1)]
     given: Case = {
         "space_log": {
             "space": world.log.space.hex(),
             "head_prefixes": {prefix.hex(): seq for prefix, seq in world.log.head_prefixes.items()},
             "epochs": sorted(world.log.epochs),
         },
-        "members": [_author(world.owner, world), _author(reading, world)],
+        "members": [_author(person, world) for person in (world.owner, reading, rising)],
         "member_key": world.keys.member_key.expose().hex(),
         "service_key": world.keys.service_key.expose().hex(),
     }
@@ -163,6 +182,21 @@ def _drop(world: World, counter: Counter, before: Envelope, payload: bytes) -> E
     ciphertext = hpke_reference.seal(ephemeral, world.keys.drop_pk, padded, label("drop", packed))
     identifier = envelope_id(packed, ciphertext)
     return Envelope(header, identifier, packed + ciphertext + device.sign.sign(envelope_message(identifier)))
+
+
+def _resigned(world: World, data: bytes) -> Envelope:
+    """Sign altered bytes with the owner's true device key, as a broken device would."""
+    identifier = envelope_id(data[:HEADER_BYTES], data[HEADER_BYTES:-SIGNATURE_BYTES])
+    return parse(data[:-SIGNATURE_BYTES] + world.owner.device.sign.sign(envelope_message(identifier)))
+
+
+def _sealed_raw(world: World, padded: bytes) -> Envelope:
+    """Seal and sign bytes that are not padded as they should be."""
+    device, head = world.owner.device, world.log.head_prefix
+    template = Sealer(device, world.entropy).seal(Kind.CHANGE, b"", world.keys, Counter(1), NO_ENVELOPE, head)
+    header = template.header_bytes[:-4] + u32(len(padded) + TAG_BYTES)
+    ciphertext = world.keys.device_cipher(device.device).encrypt(template.header.nonce, padded, header)
+    return _resigned(world, header + ciphertext + bytes(SIGNATURE_BYTES))
 
 
 def _described(envelope: Envelope) -> Case:

@@ -312,7 +312,7 @@ def _passphrase_aad(use: str, owner: bytes, iterations: int, salt: bytes) -> byt
 def _passphrase_box(record: bytes) -> PassphraseBox:
     try:
         box = msgspec.msgpack.decode(record, type=PassphraseBox)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
         raise StoreDamagedError("a record sealed by a passphrase") from exc
     if not 1 <= box.iterations <= PASSWORD_ITERATIONS_MAX or len(box.salt) != SALT_BYTES:
         raise StoreDamagedError("a record sealed by a passphrase")
