@@ -33,4 +33,5 @@ async def main(url: str, name: str, kit: str, profile: str, count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:5], int(sys.argv[5])))
+    server_url, account_name, recovery_kit, folder, documents_count = sys.argv[1:]
+    asyncio.run(main(server_url, account_name, recovery_kit, folder, int(documents_count)))

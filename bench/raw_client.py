@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -120,7 +120,8 @@ async def open_client(port: int, identity: ClientIdentity, server_id: bytes | No
     client = RawClient(ClientSession(identity, f"ws://127.0.0.1:{port}", server_id, os.urandom))
     client.socket = LeanSocket(client.receive)
     await shake_hands(client.socket, port)
-    await asyncio.wait({client.welcomed, client.socket.closed}, return_when=asyncio.FIRST_COMPLETED)
+    waiting: set[asyncio.Future[Any]] = {client.welcomed, client.socket.closed}
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     if not client.welcomed.done():
         raise ConnectionError("the server closed the connection before its welcome")
     await client.welcomed

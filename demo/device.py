@@ -34,7 +34,7 @@ class Device:
     async def sign_up(self, url: str, name: str, password: str, profile: str) -> dict[str, Any]:
         """Make the account, this device as its first, and the space."""
         self._db = await twinlock.sign_up(url, name, password, profile=Path(profile))
-        kit = str(self._db.recovery_kit())
+        kit = self._db.recovery_kit()
         # With 0 hours a lease is never stored: a device that was switched off has to ask the key service again.
         await self._db.create_space(SPACE, lease_hours=0)
         return {"kit": kit}

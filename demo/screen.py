@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -33,19 +34,19 @@ class Screen:
         """Begin a part of the story."""
         self._scene += 1
         self.console.print(f"\n[bold]{self._scene}  {escape(title)}[/]")
-        self.console.print(f"   [dim]{escape(what)}[/]")
+        self._line(f"   [dim]{escape(what)}[/]")
 
     def note(self, text: str) -> None:
         """Say something by the way."""
-        self.console.print(f"   {escape(text)}")
+        self._line(f"   {escape(text)}")
 
     def check(self, is_good: bool, text: str, otherwise: str = "") -> None:
         """Show a check's result; one that failed decides the exit status."""
         if is_good:
-            self.console.print(f"   [green]✓[/] {escape(text)}")
+            self._line(f"   [green]✓[/] {escape(text)}")
             return
         self.failed += 1
-        self.console.print(f"   [bold red]✗ {escape(text)}[/] {escape(otherwise)}")
+        self._line(f"   [bold red]✗ {escape(text)}[/] {escape(otherwise)}")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Show a few facts side by side."""
@@ -54,7 +55,7 @@ class Screen:
             table.add_column(column)
         for row in rows:
             table.add_row(*map(escape, row))
-        self.console.print(table_indented(table))
+        self.console.print(Padding(table, (0, 0, 0, 3)))
 
     def bar(self) -> Progress:
         """Return a live bar with a place for the latency."""
@@ -77,9 +78,5 @@ class Screen:
         if lines:
             self.console.print(Panel("\n".join(lines), title="How to go on", title_align="left", expand=False))
 
-
-def table_indented(table: Table) -> Table:
-    """Return a table that stands in line with the text of a scene."""
-    outer = Table.grid(padding=(0, 0, 0, 3))
-    outer.add_row(table)
-    return outer
+    def _line(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)

@@ -14,8 +14,8 @@ from demo.screen import Screen
 from demo.stage import ACCOUNT, CATALOGUE, Stage, until
 
 QUAKES_PER_S = 300
-BURST_CHANGES = 1_500
-KILL_AFTER_ACKS = 300
+BURST_CHANGES = 1_000
+KILL_AFTER_ACKS = 200
 
 
 async def play(screen: Screen, stage: Stage) -> None:

@@ -16,7 +16,7 @@ from bench.scale import PAYLOAD_BYTES, Scale
 from bench.server_process import RunningServer, serving
 from twinlock.errors import TwinlockError
 
-SPACE = "bench"
+SPACE = "home"
 WRITES_PER_S = 200
 IN_FLIGHT = 64
 SECONDS_MAX = 120
@@ -29,8 +29,7 @@ async def first_device(server: RunningServer, folder: Path) -> AsyncIterator[tup
     name = f"bench-{os.urandom(4).hex()}"
     db = await twinlock.sign_up(server.url, name, os.urandom(12).hex(), profile=folder / "device-a")
     async with db:
-        await db.create_space(SPACE)
-        yield db, name, str(db.recovery_kit())
+        yield db, name, db.recovery_kit()
 
 
 async def settled(condition: Callable[[], Awaitable[bool]]) -> None:

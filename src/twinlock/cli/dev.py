@@ -23,7 +23,6 @@ ACCOUNT = "demo"
 # Known to all, and therefore only for a server that nobody but this machine's user can reach. It signs in and permits
 # changes of devices and spaces; it opens no data.
 PASSWORD = "twinlock-dev"  # noqa: S105
-SPACE = "home"
 
 
 def dev(
@@ -48,7 +47,7 @@ async def _dev(port: int, folder: Path | None) -> None:
 
     place = folder or data_folder() / "dev"
     profile = place / "profile" if folder else default_profile()
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)  # noqa: ASYNC240
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     server = Server(Settings(data=str(place / "server"), port=port, log_level="warning"))
     await _start(server, port)
     try:
@@ -85,8 +84,7 @@ async def _sign_up(url: str, profile: Path) -> str:
             # The profile was deleted and the server kept: nobody has that account's keys any more.
             continue
         async with db:
-            await db.create_space(SPACE)
-            return str(db.recovery_kit())
+            return db.recovery_kit()
     fail("name_taken", "A hundred demo accounts exist already.", "Delete the server's folder to begin anew.")
 
 
@@ -98,8 +96,8 @@ def _greet(console: Console, url: str, profile: Path, kit: str, is_default: bool
         console.print(f"  recovery  [bold]{kit}[/]  [dim]shown once: it adds another device to this account[/]")
     option = "" if is_default else f" --profile {profile}"
     steps = (
-        f"""twinlock put {SPACE}/todos/1 '{{"text": "buy milk", "done": false}}'{option}""",
-        f"twinlock query {SPACE}/todos{option}",
+        f"""twinlock put home/todos/1 '{{"text": "buy milk", "done": false}}'{option}""",
+        f"twinlock query home/todos{option}",
         "",
         "or in Python:  async with await twinlock.connect() as db: ...",
         "One profile is open in one process at a time.",

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from twinlock.client.client import Client
     from twinlock.client.query import QueryHandle
 
-CONNECT_SECONDS_MAX = 10.0
+CATCH_UP_SECONDS_MAX = 15.0
 
 ProfileFolder = Annotated[
     Path | None, typer.Option("--profile", "-p", help="The profile folder. [dim]default: that of `twinlock dev`[/]")
@@ -115,35 +115,32 @@ def collection_place(path: str) -> Place:
 
 @asynccontextmanager
 async def opened(profile: Path | None, offline: bool) -> AsyncIterator[Client]:
-    """Open a profile and, unless told otherwise, give the connection some seconds to come up and to catch up."""
+    """Open a profile and, unless told otherwise, wait a while for what the server has."""
     import twinlock
 
     async with await twinlock.connect(profile=profile) as db:
-        if not offline and not await connected(db):
-            people.print("[yellow]offline[/]: the server does not answer; this is what is on the device")
+        if not offline:
+            await _catch_up(db)
         yield db
 
 
-async def connected(db: Client) -> bool:
-    """Wait until the server answers; False if it takes too long."""
-    reached = asyncio.Event()
-    unsubscribe = db.on_status(lambda status: reached.set() if status == "connected" else None)
+async def _catch_up(db: Client) -> None:
+    if not db.is_connected:
+        reason = f" ({db.last_error.code})" if db.last_error else ""
+        people.print(f"[yellow]offline[/]{reason}: the server does not answer; this is what is on the device")
+        return
     try:
-        if db.status != "connected":
-            async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                await reached.wait()
+        async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
+            await db.synced()
     except TimeoutError:
-        return False
-    finally:
-        unsubscribe()
-    return True
+        people.print("[yellow]still reading[/] what this device missed; this is what it has so far")
 
 
 async def _put(place: Place, data: dict[str, object], merge: bool, profile: Path | None, offline: bool) -> None:
     async with opened(profile, offline) as db:
         document = db.space(place.space).collection(place.collection).doc(place.document)
         write = await document.set(data, merge=merge)
-        if db.status == "connected" and not offline:
+        if db.is_connected and not offline:
             await write.durable()
             people.print("[green]written[/], the server has it")
         else:
@@ -177,12 +174,12 @@ async def _watch(place: Place, wish: Wish, count: int, profile: Path | None) -> 
                     return
 
 
-def _select(db: Client, place: Place, wish: Wish) -> QueryHandle:
+def _select(db: Client, place: Place, wish: Wish) -> QueryHandle[dict[str, Any]]:
     selection = db.space(place.space).collection(place.collection).query()
     for condition in wish.conditions:
         selection = selection.where(condition.field, condition.operator, condition.value)
     for field in wish.order_by:
-        selection = selection.order_by(field.removeprefix("-"), descending=field.startswith("-"))
+        selection = selection.order_by(field.removeprefix("-"), "desc" if field.startswith("-") else "asc")
     if wish.search:
         selection = selection.search(wish.search)
     return selection.limit(wish.limit) if wish.limit else selection
