@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from twinlock.document.merge import State, Write, is_below
+from twinlock.document.seen import newest_at
 from twinlock.document.stamps import NEVER, Stamp, device_of, hlc_of
 from twinlock.document.values import (
     Path,
@@ -87,8 +88,18 @@ def _hidden(state: State, view: View) -> list[Conflict]:
 def _is_lost(state: State, view: View, path: Path, write: Write) -> bool:
     if write[0] < view.limit(path):
         return _was_unseen(state, path, write[0])
+    if view.is_overlaid(path, write):
+        return True
     below = [other for at, other in state.writes.items() if at != path and is_below(at, path) and other[0] >= write[0]]
-    return bool(below) and write[0] > max(other[2] for other in below)
+    if below:
+        return write[0] > max(other[2] for other in below)
+    return _grew_below(state, path, write[0])
+
+
+def _grew_below(state: State, path: Path, stamp: Stamp) -> bool:
+    """Tell whether a counter or a set lies below a leaf; whoever saw the leaf would have written it as a field."""
+    grown = [at for at in {*state.counters, *state.members} if at != path and is_below(at, path)]
+    return any(newest_at(state, at) >= stamp for at in grown)
 
 
 def _was_unseen(state: State, path: Path, stamp: Stamp) -> bool:

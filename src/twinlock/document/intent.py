@@ -10,7 +10,8 @@ from twinlock.document.document import Document
 from twinlock.document.fields import ArrayRemove, ArrayUnion, DeleteField, Increment, ServerTimestamp
 from twinlock.document.merge import State, is_below
 from twinlock.document.operations import CLEAR, INCREMENT, PUT, REMOVE, REPLACE, UNION
-from twinlock.document.stamps import NEVER, Stamp
+from twinlock.document.seen import newest_at, newest_below
+from twinlock.document.stamps import Stamp
 from twinlock.document.values import (
     PATH_SEPARATOR,
     STAMP_TIME_MARKER,
@@ -25,7 +26,7 @@ from twinlock.document.values import (
     parse_path,
     prefixes_of,
 )
-from twinlock.document.view import ELEMENT_VALUE, View
+from twinlock.document.view import ABSENT, ELEMENT_VALUE, View, is_leaf
 from twinlock.errors import InvalidDataError
 from twinlock.ids import DeviceId
 from twinlock.protocol.limits import DOCUMENT_DEPTH_MAX
@@ -44,8 +45,9 @@ def set_ops(document: Document, data: Mapping[str, Any], *, device: DeviceId, me
     if not merge:
         fresh = {path: _fresh(path, value) for path, value in leaves.items()}
         return [[REPLACE, newest_below(document.state, ""), fresh]]
+    view = View(document.state)
     for path in leaves:
-        _refuse_inside_list(document.state, path)
+        _refuse_inside_list(view, path)
     return _write_leaves(document, leaves, device)
 
 
@@ -61,13 +63,14 @@ def update_ops(document: Document, changes: Mapping[str | tuple[str, ...], Any],
     leaves: dict[Path, Any] = {}
     paths = {parse_path(path): value for path, value in changes.items()}
     _check_apart(sorted(paths))
+    view = View(document.state)
     for path, value in paths.items():
-        _refuse_inside_list(document.state, path)
+        _refuse_inside_list(view, path)
         if isinstance(value, Mapping):
             ops += replace_ops(document.state, path)
             flatten(value, path, len(keys_of(path)) + 1, leaves)
         else:
-            leaves[path] = _checked(value, len(keys_of(path)))
+            leaves[path] = _checked(value, len(keys_of(path)) + 1)
     return ops + _write_leaves(document, leaves, device)
 
 
@@ -94,7 +97,7 @@ def flatten(data: Mapping[str, Any], prefix: Path, depth: int, leaves: dict[Path
         elif isinstance(value, Mapping):
             flatten(value, path, depth + 1, leaves)
         else:
-            leaves[path] = _checked(value, depth)
+            leaves[path] = _checked(value, depth + 1)
     if not data and prefix:
         leaves[prefix] = {}
 
@@ -142,22 +145,32 @@ def _write_leaves(document: Document, leaves: dict[Path, Any], device: DeviceId)
     ops: Operations = []
     puts: dict[Stamp, dict[Path, Value]] = {}
     for path, value in leaves.items():
+        if isinstance(value, ArrayUnion | ArrayRemove):
+            _refuse_ordered_list(view, path)
         match value:
-            case Increment(amount):
+            case Increment(amount) if _may_join(view, state, path, (int, float)):
                 ops.append(_increment(view, state, path, amount, device))
-            case ArrayUnion(elements):
-                _refuse_ordered_list(state, path)
+            case ArrayUnion(elements) if _may_join(view, state, path, (list,)):
                 ops.append([UNION, path, _distinct(elements)])
             case ArrayRemove(elements):
-                _refuse_ordered_list(state, path)
                 ops += _remove(view, path, elements)
             case DeleteField():
                 ops += _delete_field(document, path, puts)
             case _:
-                stored = STAMP_TIME_MARKER if isinstance(value, ServerTimestamp) else value
                 ops += replace_ops(state, path)
-                puts.setdefault(newest_at(state, path), {})[path] = stored
+                puts.setdefault(newest_at(state, path), {})[path] = _fresh(path, value)
     return ops + [[PUT, saw, put] for saw, put in puts.items()]
+
+
+def _may_join(view: View, state: State, path: Path, kinds: tuple[type, ...]) -> bool:
+    """Tell whether an operator goes on from what is there; over a value of another kind it is a plain write."""
+    value = view.leaf(path)
+    if any(is_leaf(view.leaf(above)) for above in prefixes_of(path)[1:-1]):
+        return False
+    if value is ABSENT:
+        below = path + PATH_SEPARATOR
+        return not any(at.startswith(below) for at in (*state.writes, *state.counters, *state.members))
+    return type(value) in kinds
 
 
 def _increment(view: View, state: State, path: Path, amount: int | float, device: DeviceId) -> list[Any]:
@@ -201,55 +214,15 @@ def replace_ops(state: State, path: Path) -> Operations:
     return []
 
 
-def _refuse_ordered_list(state: State, path: Path) -> None:
-    write = state.writes.get(path)
-    if write is not None and is_list_marker(write[1]):
+def _refuse_ordered_list(view: View, path: Path) -> None:
+    if is_list_marker(view.leaf(path)):
         raise InvalidDataError("this field is an ordered list: use `list(path)`")
 
 
-def _refuse_inside_list(state: State, path: Path) -> None:
+def _refuse_inside_list(view: View, path: Path) -> None:
     """Let only the fields of an element's value be written by a path, never a list's own bookkeeping."""
     keys = keys_of(path)
     for prefix in prefixes_of(path)[1:-1]:
         rest = keys[len(keys_of(prefix)) :]
         if rest[1:2] != (ELEMENT_VALUE,):
-            _refuse_ordered_list(state, prefix)
-
-
-def newest_at(state: State, path: Path) -> Stamp:
-    """Return the newest stamp of what a write to `path` replaces: the field, and leaves above it."""
-    newest = NEVER
-    for prefix in prefixes_of(path):
-        write = state.writes.get(prefix)
-        if write is not None and write[0] > newest:
-            newest = write[0]
-    loser = state.losers.get(path)
-    if loser is not None:
-        newest = max(newest, loser[0])
-    if path in state.counters or path in state.members:
-        newest = max(newest, *_counted_stamps(state, path), *_member_stamps(state, path), NEVER)
-    return newest
-
-
-def newest_below(state: State, path: Path) -> Stamp:
-    """Return the newest stamp of what a clear of `path` takes away, what earlier clears had seen included."""
-    newest = NEVER
-    for at, (_, saw) in state.clears.items():
-        if saw > newest and is_below(at, path):
-            newest = saw
-    for writes in (state.writes, state.losers):
-        for at, write in writes.items():
-            if write[0] > newest and is_below(at, path):
-                newest = write[0]
-    for at in {*state.counters, *state.members}:
-        if is_below(at, path):
-            newest = max(newest, *_counted_stamps(state, at), *_member_stamps(state, at), NEVER)
-    return newest
-
-
-def _counted_stamps(state: State, path: Path) -> list[Stamp]:
-    return [total[0] for total in state.counters.get(path, {}).values()]
-
-
-def _member_stamps(state: State, path: Path) -> list[Stamp]:
-    return [stamp for devices in state.members.get(path, {}).values() for stamp, _ in devices.values()]
+            _refuse_ordered_list(view, prefix)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from twinlock.document.document import Document
-from twinlock.document.intent import Operations, flatten, newest_at, newest_below, replace_ops
+from twinlock.document.intent import Operations, flatten, replace_ops
 from twinlock.document.operations import CLEAR, PUT
 from twinlock.document.places import place_between
+from twinlock.document.seen import newest_at, newest_below
 from twinlock.document.stamps import Stamp, hlc_of
 from twinlock.document.values import (
     LIST_MARKER,
@@ -112,7 +113,7 @@ class _Target:
         path = self._below(element_id, ELEMENT_VALUE)
         depth = len(keys_of(path))
         self._clears += replace_ops(self._state, path)
-        checked = check_data(value, depth)
+        checked = check_data(value, depth + 1)
         if isinstance(checked, dict) and checked:
             flatten(checked, path, depth + 1, self._leaves)
         else:

@@ -151,7 +151,7 @@ def check_leaf(path: Any, value: Value) -> None:
     depth = check_path(path)
     if type(value) is dict and value:
         raise InvalidDataError("an object as a leaf")
-    check_received(value, depth)
+    check_received(value, depth + 1)
 
 
 def check_path(path: Any) -> int:
@@ -197,14 +197,14 @@ def _check_union(op: list[Any]) -> None:
     depth = check_path(path)
     if type(elements) is not list:
         raise InvalidDataError("a union without elements")
-    check_received(elements, depth)
+    check_received(elements, depth + 1)
 
 
 def _check_remove(op: list[Any]) -> None:
     _, path, removed = op
     depth = check_path(path)
     for element, stamps in removed:
-        check_received(element, depth + 1)
+        check_received(element, depth + 2)
         for stamp in stamps:
             _check_saw(stamp)
 

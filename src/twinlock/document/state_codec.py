@@ -127,7 +127,7 @@ def _restore_members(state: State, stored: _Stored) -> None:
     for path, elements in stored.members.items():
         depth = check_path(path)
         for element, memberships in elements:
-            check_received(element, depth)
+            check_received(element, depth + 2)
             for stamp, removed in memberships:
                 state.member(path, canonical(element), (_stamp(stamp), removed))
 

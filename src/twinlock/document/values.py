@@ -76,7 +76,7 @@ def check_data(value: Value, depth: int = 1) -> Value:
     """Return a deep copy of a value from the application, in the exact types that are stored.
 
     Args:
-        depth: how deep the value itself lies; the document is at 0.
+        depth: how deep the value itself lies; the document is at 1.
 
     Raises:
         InvalidDataError: something in it cannot be stored; the message says what.

@@ -136,6 +136,13 @@ class View:
             return united[1]
         return copy_value(visible[1]) if visible is not None else ABSENT
 
+    def is_overlaid(self, path: Path, write: Write) -> bool:
+        """Tell whether a visible write is not seen because a counter or a set grew over a value of another kind."""
+        if self._united(path, write) is not None and type(write[1]) is not list:
+            return True
+        counted = self._counted(path, write)
+        return counted is not None and type(write[1]) not in (int, float)
+
     def _counted(self, path: Path, visible: Write | None) -> tuple[Stamp, int | float] | None:
         devices = self._state.counters.get(path)
         if devices is None:
@@ -239,7 +246,7 @@ def _place_order(element: tuple[str, str, Value]) -> tuple[str, str]:
 
 def is_leaf(value: Value) -> bool:
     """Tell whether a value at a path ends it: objects and ordered lists go on below."""
-    return type(value) is not dict and not is_list_marker(value)
+    return type(value) is not dict and value is not ABSENT and not is_list_marker(value)
 
 
 def _saturated(number: int | float) -> int | float:
