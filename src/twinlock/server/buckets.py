@@ -12,7 +12,7 @@ ADDRESSES_KEPT_MAX = 50_000
 class TokenBucket:
     """Grants `rate_per_s` on average and `burst` at once; a rate of 0 grants everything.
 
-    A grant may be larger than what is left: the debt is waited for by the next, so that large pieces pass too.
+    A piece larger than the burst passes when the bucket is full; its debt is waited for by the next.
     """
 
     __slots__ = ("_burst", "_rate_per_ms", "_tokens", "_updated_ms")
@@ -31,10 +31,11 @@ class TokenBucket:
             earned = (now_ms - self._updated_ms) * self._rate_per_ms
             self._tokens = min(self._burst, self._tokens + earned)
             self._updated_ms = now_ms
-        if self._tokens > reserve:
+        needed = reserve + min(amount, self._burst - reserve)
+        if self._tokens >= needed:
             self._tokens -= amount
             return 0
-        return 1 + int((reserve - self._tokens) / self._rate_per_ms)
+        return 1 + int((needed - self._tokens) / self._rate_per_ms)
 
 
 class Pace:
