@@ -29,7 +29,7 @@ def decode_client(data: bytes | memoryview) -> ClientFrame:
     _check_bytes(data)
     try:
         return _client_decoder.decode(data)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise MalformedFrameError(str(exc)) from exc
 
 
@@ -38,7 +38,7 @@ def decode_server(data: bytes | memoryview) -> ServerFrame:
     _check_bytes(data)
     try:
         return _server_decoder.decode(data)
-    except (msgspec.DecodeError, ValueError) as exc:
+    except (msgspec.DecodeError, ValueError, RecursionError) as exc:
         raise MalformedFrameError(str(exc)) from exc
 
 
