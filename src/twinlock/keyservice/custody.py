@@ -11,20 +11,19 @@ from typing import NoReturn
 
 import msgspec
 
-from twinlock.errors import LeaseRefusedError, LimitExceededError, LogInvalidError
+from twinlock.errors import LeaseRefusedError, LogInvalidError
 from twinlock.ids import AccountId, DeviceId, Epoch, Incarnation, LogId, SpaceId
 from twinlock.keyservice.deny_list import DenyList
 from twinlock.keyservice.key_store import KeyStore
 from twinlock.keyservice.ledger import Ledger, LedgerRecord
 from twinlock.keyservice.logs import LogState, SignedLogs
-from twinlock.keyservice.requests import Asker, Proof, RequestGate
+from twinlock.keyservice.requests import Asker, Proof, RequestGate, check_form
 from twinlock.keyservice.service_key import ServiceKey
 from twinlock.protocol import hpke
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
 from twinlock.protocol.frames import Grant, Lease, Leases
-from twinlock.protocol.limits import LEASE_EPOCHS_MAX
 from twinlock.protocol.proofs import lease_info, lease_message, pending_message
-from twinlock.protocol.space_log import EPOCH_MAX, SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState, replay_space
 
 HOUR_MS = 3_600_000
 
@@ -69,8 +68,7 @@ class Custody:
         self, account: AccountId, device: DeviceId, request: CreatePending, now_ms: int
     ) -> CreatePendingResult:
         """Make a candidate for a coming epoch and seal it to the device that asked."""
-        if not 1 <= request.epoch <= EPOCH_MAX:
-            raise LimitExceededError(f"epoch {request.epoch}")
+        check_form(request.space, [request.epoch], request.nonce, request.time_ms)
         message = pending_message(request.space, request.epoch, request.nonce, request.time_ms, account, device)
         asker = self._ask(account, device, request, message, now_ms)
         record = LedgerRecord(now_ms, "pending", request.space.hex(), account.hex(), device.hex(), [request.epoch])
@@ -93,10 +91,7 @@ class Custody:
 
     def lease(self, account: AccountId, device: DeviceId, request: Lease, now_ms: int) -> Leases:
         """Seal the service keys of some epochs to the device that asked."""
-        if not 1 <= len(request.epochs) <= LEASE_EPOCHS_MAX:
-            raise LimitExceededError(f"{len(request.epochs)} epochs in a lease request, {LEASE_EPOCHS_MAX} at most")
-        if not all(1 <= epoch <= EPOCH_MAX for epoch in request.epochs):
-            raise LimitExceededError("an epoch out of range in a lease request")
+        check_form(request.space, request.epochs, request.nonce, request.time_ms)
         message = lease_message(request.space, request.epochs, request.nonce, request.time_ms, account, device)
         asker = self._ask(account, device, request, message, now_ms)
         record = LedgerRecord(now_ms, "lease", request.space.hex(), account.hex(), device.hex(), list(request.epochs))

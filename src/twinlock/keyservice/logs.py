@@ -14,6 +14,7 @@ from twinlock.protocol.signed_log import Body
 from twinlock.protocol.space_log import SpaceLogState, replay_space
 
 STATES_CACHED_MAX = 20_000
+_SEQ_MAX = (1 << 32) - 1
 
 LogState = AccountState | SpaceLogState
 
@@ -58,6 +59,7 @@ class SignedLogs:
 
     def read(self, log: LogId, after_seq: int) -> list[SignedEntry]:
         """Return the entries after the first `after_seq`."""
+        after_seq = max(0, min(after_seq, _SEQ_MAX))
         rows = self._connection.execute(
             "SELECT body, sig FROM entries WHERE log = ? AND seq > ? ORDER BY seq", (log, after_seq)
         )

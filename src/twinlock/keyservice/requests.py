@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 import msgspec
 
-from twinlock.errors import ChallengeError, ClockSkewError, InvalidCallError, LeaseRefusedError
-from twinlock.ids import AccountId, DeviceId
+from twinlock.errors import ChallengeError, ClockSkewError, InvalidCallError, LeaseRefusedError, LimitExceededError
+from twinlock.ids import ID_BYTES, AccountId, DeviceId, Epoch, SpaceId
 from twinlock.keyservice.logs import SignedLogs
 from twinlock.keyservice.rates import RateLimit
 from twinlock.protocol.account_log import AccountState, DeviceRecord
-from twinlock.protocol.limits import LEASE_REQUEST_SKEW_MS_MAX
+from twinlock.protocol.limits import LEASE_EPOCHS_MAX, LEASE_REQUEST_SKEW_MS_MAX
 from twinlock.protocol.proofs import verify
+from twinlock.protocol.space_log import EPOCH_MAX
 
 NONCE_BYTES_MIN = 16
 NONCE_BYTES_MAX = 64
+_TIME_MS_MAX = (1 << 53) - 1
 
 
 class Proof(msgspec.Struct, frozen=True):
@@ -36,6 +39,23 @@ class Asker(msgspec.Struct, frozen=True):
     revoked: bool
 
 
+def check_form(space: SpaceId, epochs: Sequence[Epoch], nonce: bytes, time_ms: int) -> None:
+    """Check that a request can be what a device signs, before any of it is computed with.
+
+    Raises:
+        InvalidCallError: a space, nonce or time of no proper form.
+        LimitExceededError: too many epochs, none, or one that cannot be.
+    """
+    if len(space) != ID_BYTES or not 0 <= time_ms <= _TIME_MS_MAX:
+        raise InvalidCallError("a space or a time of no proper form")
+    if not NONCE_BYTES_MIN <= len(nonce) <= NONCE_BYTES_MAX:
+        raise InvalidCallError(f"a nonce of {len(nonce)} bytes")
+    if not 1 <= len(epochs) <= LEASE_EPOCHS_MAX:
+        raise LimitExceededError(f"{len(epochs)} epochs in a request, {LEASE_EPOCHS_MAX} at most")
+    if not all(1 <= epoch <= EPOCH_MAX for epoch in epochs):
+        raise LimitExceededError("an epoch out of range")
+
+
 class RequestGate:
     """Checks proofs; remembers nonces for as long as their time could be taken, also across a restart."""
 
@@ -53,7 +73,7 @@ class RequestGate:
             RateLimitedError: the device asks too often.
             LeaseRefusedError: the account never certified such a device.
             SignatureError: the device did not sign this.
-            InvalidCallError, ClockSkewError, ChallengeError: no proper nonce, another time than now, a repetition.
+            ClockSkewError, ChallengeError: another time than now, a repetition.
         """
         self._rates.take(device, now_ms)
         state = self._logs.account(account)
@@ -61,8 +81,6 @@ class RequestGate:
         if state is None or record is None:
             raise LeaseRefusedError("the account has no such device")
         verify(record.sign_pk, proof.signature, proof.message)
-        if not NONCE_BYTES_MIN <= len(proof.nonce) <= NONCE_BYTES_MAX:
-            raise InvalidCallError(f"a nonce of {len(proof.nonce)} bytes")
         if abs(now_ms - proof.time_ms) > LEASE_REQUEST_SKEW_MS_MAX:
             raise ClockSkewError(f"the request is {abs(now_ms - proof.time_ms)} ms away from this clock")
         self._use_nonce(device, proof, now_ms)

@@ -49,11 +49,11 @@ class Worker:
         self._thread.start()
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Return what a call returns. A `TwinlockError` is the call's own and undoes nothing.
+        """Return what a call returns. A `TwinlockError` is an answer like any other: it undoes nothing.
 
         Raises:
             ClosedError, OverloadedError: the call was not taken.
-            KeyServiceError: the transaction failed; nothing was stored.
+            KeyServiceError: the call or its transaction failed; nothing was stored.
         """
         if self._closed:
             raise ClosedError
@@ -94,27 +94,37 @@ class Worker:
 
     def _serve(self, group: list[_Task[Any]]) -> None:
         try:
-            self._run(group)
+            self._connection.execute("BEGIN")
+            for task in group:
+                self._run(task)
+            self._connection.execute("COMMIT")
         except Exception as exc:
             # The top frame of this thread: later requests must still be served.
             logger.exception("a transaction of the key service failed", extra={"requests_count": len(group)})
             self._roll_back()
             for task in group:
-                task.error = KeyServiceError("its store failed")
-                task.error.__cause__ = exc
+                task.error = _failure(exc)
         try:
             group[0].future.get_loop().call_soon_threadsafe(self._finish, group)
         except RuntimeError:
             logger.warning("the event loop ended before the key service answered")
 
-    def _run(self, group: list[_Task[Any]]) -> None:
-        self._connection.execute("BEGIN")
-        for task in group:
-            try:
-                task.outcome = task.call()
-            except TwinlockError as exc:
-                task.error = exc
-        self._connection.execute("COMMIT")
+    def _run(self, task: _Task[Any]) -> None:
+        self._connection.execute("SAVEPOINT task")
+        try:
+            task.outcome = task.call()
+        except TwinlockError as exc:
+            task.error = exc
+        except Exception as exc:
+            if not self._connection.in_transaction:
+                # SQLite itself has given up the whole transaction, as on a full disk.
+                raise
+            # What one request cannot do must not refuse those that came at the same time.
+            logger.exception("a request to the key service failed")
+            self._connection.execute("ROLLBACK TO task")
+            self._forget()
+            task.error = _failure(exc)
+        self._connection.execute("RELEASE task")
 
     def _roll_back(self) -> None:
         try:
@@ -134,3 +144,9 @@ class Worker:
                 task.future.set_result(task.outcome)
             else:
                 task.future.set_exception(task.error)
+
+
+def _failure(cause: Exception) -> KeyServiceError:
+    error = KeyServiceError("its store failed")
+    error.__cause__ = cause
+    return error

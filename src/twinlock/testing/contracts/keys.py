@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 
 import msgspec
@@ -396,5 +397,44 @@ class LeaseContract:
                 await keys.lease(account, device, request, NOW_MS)
 
 
-class KeyServiceContract(SignedLogContract, PendingContract, LeaseContract):
+class HostileContract:
+    """Requests that no honest device makes."""
+
+    async def test_senseless_values_harm_only_their_own_request(
+        self, keys: KeyService, incarnation: Incarnation
+    ) -> None:
+        """Each is refused with an error of its own; what comes at the same time is answered."""
+        space = await opened(keys, incarnation)
+        owner = space.owner
+        account, device = owner.keys.account, owner.device.device
+        good = owner.lease_request(space.id, 1)
+        wrong = [
+            msgspec.structs.replace(good, time_ms=-1),
+            msgspec.structs.replace(good, time_ms=1 << 64),
+            msgspec.structs.replace(good, nonce=bytes(70_000)),
+            msgspec.structs.replace(good, space=SpaceId(b"")),
+            msgspec.structs.replace(good, epochs=[Epoch(-1)]),
+            msgspec.structs.replace(good, epochs=[Epoch(1 << 40)]),
+            msgspec.structs.replace(good, signature=b""),
+        ]
+        pending = msgspec.structs.replace(owner.pending_request(space.id, 2), time_ms=-1)
+
+        outcomes = await asyncio.gather(
+            *(keys.lease(account, device, request, NOW_MS) for request in wrong),
+            keys.create_pending(account, device, pending, NOW_MS),
+            keys.append_log(space.log, -1, []),
+            keys.append_log(space.log, 1 << 70, []),
+            keys.read_log(space.log, 1 << 70),
+            keys.read_log(space.log, -1),
+            keys.lease(account, device, good, NOW_MS),
+            return_exceptions=True,
+        )
+
+        refused = (InvalidCallError, LimitExceededError, SignatureError, LogConflictError)
+        assert [outcome for outcome in outcomes[:10] if not isinstance(outcome, refused)] == []
+        assert outcomes[10:12] == [[], space.entries]
+        assert isinstance(outcomes[12], Leases)
+
+
+class KeyServiceContract(SignedLogContract, PendingContract, LeaseContract, HostileContract):
     """The whole of it."""

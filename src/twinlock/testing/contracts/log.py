@@ -253,6 +253,7 @@ class ReadContract:
         assert [entry.seq for entry in await log.read(chain.space, seqs[1], ALL)] == seqs[2:]
         assert await log.read(chain.space, seqs[-1], ALL) == []
         assert await log.read(chain.space, Seq((1 << 64) - 1), ALL) == []
+        assert [entry.seq for entry in await log.read(chain.space, Seq(-(1 << 64)), ALL)] == seqs
         assert await log.read(new_space(), Seq(0), ALL) == []
 
     async def test_a_watch_gives_what_is_there_and_what_comes(self, log: Log) -> None:
@@ -373,7 +374,9 @@ class CutContract:
             await log.cut(new_space(), Seq(1), NOW_MS)
         with pytest.raises(CutRefusedError):
             await log.cut(chain.space, Seq((1 << 64) - 1), NOW_MS)
+        assert (await log.cut(chain.space, Seq(-(1 << 64)), NOW_MS)).start == 1
         state = await log.cut(chain.space, seqs[1], NOW_MS)
+        assert await log.uncut(chain.space, Seq((1 << 64) - 1)) == state
 
         assert (state.start, state.head, state.log_bytes) == (seqs[1] + 1, seqs[1], 0)
         assert len(state.heads) == 1
