@@ -1,0 +1,202 @@
+"""Delivery without gap or overlap, whatever writing, slowness and coming and going do at the same time."""
+
+import asyncio
+import os
+import random
+
+import pytest
+
+from tests.server_kit import Chain
+from twinlock.contracts import SpaceState
+from twinlock.engines.memory import MemoryLog
+from twinlock.ids import Epoch, SpaceId
+from twinlock.protocol.codec import decode_server
+from twinlock.protocol.envelope import parse
+from twinlock.protocol.frames import Entries
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.sealing.identity import DeviceKeys
+from twinlock.server.buckets import Pace
+from twinlock.server.hub import Hub
+from twinlock.server.metrics import Metrics
+from twinlock.server.peer import Peer
+from twinlock.server.served_space import Birth, ServedSpace
+from twinlock.server.tasks import Tasks
+
+SPACE = SpaceId(b"s" * 16)
+
+
+class Reader(Peer):
+    """A peer that keeps the seqs it was sent, and says when its buffer is full."""
+
+    __slots__ = ("buffer_max", "hub", "seqs", "space", "unread")
+
+    def __init__(self, hub, space, buffer_max=10**9):
+        self.hub, self.space, self.buffer_max = hub, space, buffer_max
+        self.paused, self.author, self.address = False, None, ""
+        self.seqs, self.unread = [], 0
+
+    def write(self, message):
+        self.unread += len(message)
+        while message:
+            size = (
+                message[1] if message[1] < 126 else int.from_bytes(message[2 : 4 if message[1] == 126 else 10], "big")
+            )
+            start = 2 if message[1] < 126 else 4 if message[1] == 126 else 10
+            frame = decode_server(message[start : start + size])
+            assert isinstance(frame, Entries)
+            self.seqs += [entry.seq for entry in frame.entries]
+            message = message[start + size :]
+        if self.unread > self.buffer_max and not self.paused:
+            self.paused = True
+            self.hub.pause(self.space, self)
+
+    def drain(self):
+        self.unread = 0
+        if self.paused:
+            self.paused = False
+            self.hub.resume(self.space, self)
+
+    def send(self, frame):
+        raise AssertionError(frame)
+
+    def settle(self, pushed_bytes):
+        raise AssertionError
+
+    def refuse(self, error):
+        raise AssertionError(error)
+
+
+class SlowLog(MemoryLog):
+    """A log whose reads take some turns of the loop, as a real one's do."""
+
+    __slots__ = ("chance",)
+
+    async def read(self, space, after, bytes_max):
+        page = await super().read(space, after, 1_000)
+        for _ in range(self.chance.randrange(6)):
+            await asyncio.sleep(0)
+        return page
+
+
+def a_space() -> ServedSpace:
+    rules = SpaceLogState(
+        space=SPACE,
+        partition=0,
+        members={},
+        epochs={},
+        epoch=Epoch(1),
+        title=None,
+        lease_hours=24,
+        head_prefixes={},
+        seq=1,
+        head=b"",
+    )
+    return ServedSpace(rules, SpaceState(1, 0, 0, {}), [Birth(b"i" * 16, 0)], Pace(0, 0, 0))
+
+
+class Stage:
+    """A space being written while readers come, go and lag."""
+
+    def __init__(self, tasks, chance):
+        self.log = SlowLog()
+        self.log.chance = chance
+        self.space = a_space()
+        self.hub = Hub(self.log, tasks, Metrics(), reads_max=4)
+        self.chain = Chain(SPACE, DeviceKeys.make(os.urandom))
+        self.appended = []
+
+    async def append(self, count):
+        envelopes = [parse(self.chain.next()) for _ in range(count)]
+        seqs = await self.log.append(SPACE, envelopes, 0)
+        entries = [e for e in await MemoryLog.read(self.log, SPACE, seqs[0] - 1, 10**9) if e.seq in set(seqs)]
+        # The answer of an engine comes some turns after its entries can be read.
+        for _ in range(self.log.chance.randrange(3)):
+            await asyncio.sleep(0)
+        self.appended += seqs
+        self.hub.deliver(self.space, entries)
+
+
+@pytest.mark.parametrize("seed", range(25))
+async def test_every_reader_gets_every_entry_once_and_in_order(seed):
+    chance = random.Random(seed)
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), chance)
+        readers = []
+        for _ in range(150):
+            await stage.append(chance.randrange(1, 4))
+            if len(readers) < 8 and chance.random() < 0.1:
+                after = chance.choice([0, stage.space.delivered, chance.choice(stage.appended)])
+                reader = Reader(stage.hub, stage.space, chance.choice([10**9, 3_000]))
+                readers.append((reader, after))
+                stage.hub.attach(stage.space, reader, after)
+            for reader, _ in readers:
+                if chance.random() < 0.3:
+                    reader.drain()
+            if chance.random() < 0.02:
+                stage.hub.restart(stage.space, stage.appended[-1])
+            for _ in range(chance.randrange(3)):
+                await asyncio.sleep(0)
+        for _ in range(400):
+            for reader, _ in readers:
+                reader.drain()
+            await asyncio.sleep(0)
+
+    assert readers
+    for reader, after in readers:
+        assert reader.seqs == [seq for seq in stage.appended if seq > after]
+    assert not stage.space.lagging
+    assert not stage.space.recent
+
+
+async def test_a_reader_that_left_gets_nothing_more():
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        reader = Reader(stage.hub, stage.space)
+        stage.hub.attach(stage.space, reader, 0)
+        await stage.append(1)
+        await asyncio.sleep(0)
+        stage.hub.detach(stage.space, reader)
+        await stage.append(1)
+        await asyncio.sleep(0)
+
+    assert len(reader.seqs) == 1
+
+
+async def test_live_readers_are_sent_the_very_same_bytes():
+    class Keeper(Reader):
+        __slots__ = ("messages",)
+
+        def write(self, message):
+            self.messages.append(message)
+
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        keepers = [Keeper(stage.hub, stage.space) for _ in range(3)]
+        for keeper in keepers:
+            keeper.messages = []
+            stage.hub.attach(stage.space, keeper, 0)
+        await stage.append(5)
+        await asyncio.sleep(0)
+
+    assert len({id(keeper.messages[0]) for keeper in keepers}) == 1
+
+
+@pytest.mark.parametrize(
+    ("births", "incarnation", "cursor", "resume"),
+    [
+        ([("A", 0)], b"", 0, 0),
+        ([("A", 0)], b"A", 70, 70),
+        ([("A", 0), ("B", 50)], b"A", 70, 50),
+        ([("A", 0), ("B", 50)], b"A", 20, 20),
+        ([("A", 0), ("B", 50), ("C", 30)], b"A", 70, 30),
+        ([("A", 0), ("B", 50), ("C", 60)], b"B", 70, 60),
+        ([("A", 0), ("B", 50)], b"B", 70, 70),
+        ([("A", 0), ("B", 50)], b"lost", 70, 0),
+        ([("A", 0)], b"A", 170, 100),
+    ],
+)
+def test_a_reader_goes_on_where_both_lives_of_the_database_agree(births, incarnation, cursor, resume):
+    space = a_space()
+    space.births = [Birth(name.encode(), head) for name, head in births]
+
+    assert space.resume_for(incarnation, cursor, 100) == resume
