@@ -189,7 +189,7 @@ def build_services(
     """Put the parts together that stand behind the sync socket."""
     logs = SignedLogs(stores.directory, stores.keys)
     authority = Authority(logs, lambda devices: revoke_devices(heartbeat, devices))
-    hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max)
+    hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
     registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
     accounts = Accounts(stores.directory, authority, registry, stores.secrets, settings, now_ms)
     spaces = Spaces(stores.log, stores.directory, stores.keys, logs, registry, hub, now_ms)

@@ -7,12 +7,13 @@ both change only inside one callback of the loop. See docs/internals/server.md.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Container, Iterable
 
 from twinlock.contracts import Log
 from twinlock.errors import InternalError, TwinlockError
-from twinlock.ids import Seq, SpaceId
+from twinlock.ids import AccountId, Seq, SpaceId
 from twinlock.protocol.codec import encode
-from twinlock.protocol.frames import Entries, Entry, Signals
+from twinlock.protocol.frames import Entries, Entry, Notice, Signals
 from twinlock.protocol.limits import ENTRIES_PAGE_BYTES_MAX
 from twinlock.server.framing import binary_message
 from twinlock.server.metrics import Metrics
@@ -28,10 +29,18 @@ class Hub:
     page, and the pages being read at once by `reads_max`.
     """
 
-    __slots__ = ("_changed", "_log", "_loop", "_metrics", "_reads", "_tasks")
+    __slots__ = ("_changed", "_everyone", "_log", "_loop", "_metrics", "_reads", "_tasks")
 
-    def __init__(self, log: Log, tasks: Tasks, metrics: Metrics, reads_max: int) -> None:
+    def __init__(
+        self,
+        log: Log,
+        tasks: Tasks,
+        metrics: Metrics,
+        reads_max: int,
+        everyone: Callable[[], Iterable[Peer]] = tuple,
+    ) -> None:
         self._log = log
+        self._everyone = everyone
         self._tasks = tasks
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
@@ -69,6 +78,12 @@ class Hub:
         for peer in (*space.live, *space.lagging):
             if peer is not sender and not peer.paused:
                 peer.write(message)
+
+    def tell_accounts(self, accounts: Container[AccountId], notice: Notice) -> None:
+        """Tell every device of some accounts: a space that is new to them has no readers yet."""
+        for peer in self._everyone():
+            if peer.author is not None and peer.author.account in accounts:
+                peer.send(notice)
 
     def pause(self, space: ServedSpace, peer: Peer) -> None:
         """Stop delivering to a peer whose buffer is full; it has been sent everything up to `delivered`."""

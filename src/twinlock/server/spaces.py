@@ -99,6 +99,7 @@ class Spaces:
         _check_rows(request.keyring, rules)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
         await self._index(rules, rules.members, request.keyring)
+        self._hub.tell_accounts(rules.members, Notice(LOG_GROWN, request.space))
         return head
 
     async def _append(self, peer: Peer, request: AppendLog) -> LogHead:
@@ -110,8 +111,10 @@ class Spaces:
         before = space.sequencer.rules
         if rules.seq > before.seq:
             space.sequencer.rules = rules
-        await self._index(rules, rules.members.keys() - before.members.keys(), request.keyring)
+        newcomers = rules.members.keys() - before.members.keys()
+        await self._index(rules, newcomers, request.keyring)
         self._tell_growth(space)
+        self._hub.tell_accounts(newcomers, Notice(LOG_GROWN, space.id))
         return head
 
     async def _rules_with(self, space: ServedSpace, after_seq: int, entries: Sequence[SignedEntry]) -> SpaceLogState:
