@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from twinlock.document.stamps import Stamp, is_stamp
-from twinlock.document.values import PATH_SEPARATOR, Value, check_collection, check_document_id, check_received
+from twinlock.document.values import ATOMS, PATH_SEPARATOR, Value, check_collection, check_document_id, check_received
 from twinlock.errors import InvalidDataError
 from twinlock.protocol.clock import Hlc
 from twinlock.protocol.limits import DOCUMENT_DEPTH_MAX
@@ -143,7 +143,8 @@ def _check_leaves(op: list[Any]) -> None:
     if type(leaves) is not dict:
         raise InvalidDataError("leaves that are no map")
     for path, value in leaves.items():
-        check_leaf(path, value)
+        if type(value) not in ATOMS or type(path) is not str or not path or PATH_SEPARATOR in path:
+            check_leaf(path, value)
 
 
 def check_leaf(path: Any, value: Value) -> None:

@@ -9,7 +9,7 @@ import msgspec
 from twinlock.document.merge import State
 from twinlock.document.operations import check_leaf, check_path, check_total
 from twinlock.document.stamps import NEVER, STAMP_BYTES, Stamp, is_stamp
-from twinlock.document.values import Path, canonical, check_received
+from twinlock.document.values import ATOMS, PATH_SEPARATOR, Path, canonical, check_received
 from twinlock.errors import InvalidDataError, UpdateNeededError
 
 VERSION: Final = 1
@@ -106,12 +106,18 @@ def _restore(stored: _Stored) -> State:
 
 
 def _restore_writes(state: State, groups: list[Group]) -> None:
+    writes = state.writes
+    drops = any(saw for _, saw in state.clears.values())
     for stamp_bytes, saw_bytes, leaves in groups:
         stamp, saw = _stamp(stamp_bytes), _saw(saw_bytes)
         state.revive(stamp)
         for path, value in leaves.items():
-            check_leaf(path, value)
-            state.put(path, (stamp, value, saw))
+            if type(value) not in ATOMS or not path or PATH_SEPARATOR in path:
+                check_leaf(path, value)
+            if drops or path in writes:
+                state.put(path, (stamp, value, saw))
+            else:
+                writes[path] = (stamp, value, saw)
 
 
 def _restore_counters(state: State, stored: _Stored) -> None:

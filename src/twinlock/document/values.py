@@ -34,7 +34,8 @@ STAMP_TIME_MARKER: Final = Ext(EXT_STAMP_TIME, b"")
 
 _encode_canonical = msgspec.msgpack.Encoder(order="sorted").encode
 _decode_any = msgspec.msgpack.Decoder().decode
-_ATOMS: Final = frozenset({type(None), bool, str, bytes})
+ATOMS: Final = frozenset({type(None), bool, str, bytes, datetime})
+"""The types of decoded values that need no look inside."""
 
 
 def canonical(value: Value) -> bytes:
@@ -141,7 +142,7 @@ def check_received(value: Value, depth: int) -> None:
         InvalidDataError: the whole change or snapshot that holds it goes into quarantine.
     """
     kind = type(value)
-    if kind in _ATOMS or kind is datetime:
+    if kind in ATOMS:
         return
     if kind is int:
         if not INT_MIN <= value <= INT_MAX:
