@@ -74,6 +74,7 @@ class Inbox:
         "_reader",
         "_store",
         "events",
+        "foreign_snapshots_count",
         "place",
         "shown",
     )
@@ -90,6 +91,8 @@ class Inbox:
         self._partly_entry = Entry(Seq(0), 0, b"")
         self._holes: list[Seq] = []
         self._reader = self._new_reader()
+        self.foreign_snapshots_count = 0
+        """Snapshots of other devices since this replica was opened: somebody else compacts or heals."""
         self.events: list[ReplicaEvent] = []
         self.shown: list[Shown] = []
         self._count_holes()
@@ -269,6 +272,7 @@ class Inbox:
             if content.has_unknown:
                 self.place = msgspec.structs.replace(self.place, may_compact=False)
         else:
+            self.foreign_snapshots_count += source.device != self._keyring.device
             self._apply_states(content, content.states, source, work)
 
     def _apply_states(
@@ -305,6 +309,7 @@ class Inbox:
             work = WorkingSet(self._store)
             self._apply_states(content, states, opened.source, work)
             if is_last:
+                self.foreign_snapshots_count += 1
                 self._observe(opened, now_ms)
                 self._finish(page)
                 self._move_to([self._partly_entry])

@@ -336,6 +336,7 @@ class Replica:
                 head = None
             self._outbox.thaw(frame.counter)
             self._outbox.adopt(*(head or (frame.own_counter, frame.own_id)))
+        self._server_head = None
 
     def _sealed_epoch(self, counter: Counter) -> bytes:
         sealed = self._store.own_envelope(counter)
@@ -348,6 +349,7 @@ class Replica:
                 head = (frame.own_counter, frame.own_id)
             tokens, shown = self._outbox.refuse(frame.counter, frame.code, frame.detail)
             self._outbox.adopt(*head)
+        self._server_head = None
         self._show(shown)
         if tokens:
             self._events.append(WritesRefused(tokens, frame.code, frame.detail))

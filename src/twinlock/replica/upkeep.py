@@ -52,10 +52,12 @@ class Upkeep:
         "_entropy",
         "_inbox",
         "_is_cutting",
+        "_is_told",
         "_keyring",
         "_outbox",
         "_pack",
         "_settings",
+        "_snapshots_seen",
         "_store",
         "events",
         "log_bytes",
@@ -79,6 +81,8 @@ class Upkeep:
         self._entropy = entropy
         self._pack: _Pack | None = None
         self._is_cutting = False
+        self._is_told = False
+        self._snapshots_seen = inbox.foreign_snapshots_count
         self._begin_ms = NEVER_MS
         self.log_bytes = 0
         self.start = Seq(1)
@@ -88,6 +92,7 @@ class Upkeep:
         """Begin anew with a connection: nothing is known to be under way."""
         self.log_bytes = log_bytes
         self.start = start
+        self._is_told = True
         self._pack = None
         self._is_cutting = False
         self._begin_ms = NEVER_MS
@@ -107,6 +112,11 @@ class Upkeep:
             return False
         if self._begin_ms == NEVER_MS:
             self._begin_ms = now_ms + self._jitter_ms()
+        if self._inbox.foreign_snapshots_count != self._snapshots_seen:
+            # Somebody else is at it: go on only if nothing comes of that.
+            self._snapshots_seen = self._inbox.foreign_snapshots_count
+            self._begin_ms = now_ms + self._settings.jitter_ms_max + self._jitter_ms()
+            self._is_told = False
         if now_ms < self._begin_ms or not self._outbox.is_open or not self._keyring.can_seal:
             return False
         return self._begin()
@@ -145,6 +155,10 @@ class Upkeep:
     def _begin(self) -> bool:
         """Seal the next snapshots: of lost documents first, else of those that hold the log's oldest part."""
         is_healing = bool(self._inbox.place.expected)
+        if not is_healing and not self._is_told:
+            # Another device has packed and may have cut, which only the server can tell: a cut up to 0 asks for it.
+            self._ask_cut(Seq(0))
+            return True
         pick = self._store.lost_documents if is_healing else self._store.oldest_documents
         documents = pick(self._settings.pack_bytes)
         documents = [document for document in documents if document.confirmed]
@@ -174,9 +188,12 @@ class Upkeep:
             return True
         upto = cut_upto(pack.as_of, self._store.lowest_base_seq(), self._inbox.progress)
         if upto >= self.start:
-            self._is_cutting = True
-            self.events.append(CutWanted(Cut(self._keyring.space, self._inbox.place.incarnation, upto)))
+            self._ask_cut(upto)
         return True
+
+    def _ask_cut(self, upto: Seq) -> None:
+        self._is_cutting = True
+        self.events.append(CutWanted(Cut(self._keyring.space, self._inbox.place.incarnation, upto)))
 
     def on_cut(self, result: CutResult | None, now_ms: int) -> None:
         """The cut was made, or failed: then another try is left to a later moment."""
@@ -184,6 +201,7 @@ class Upkeep:
         if result is None:
             self._begin_ms = now_ms + self._settings.jitter_ms_max + self._jitter_ms()
             return
+        self._is_told = True
         self.start = result.start
         self.log_bytes = result.log_bytes
         with self._store.transaction(durable=False):

@@ -218,8 +218,8 @@ class DeviceProcess:
         await self._child.wait()
         if self._listening is not None:
             await self._listening
-        # The pipe to a dead process has no reader; it is closed without a fuss.
-        if self._child.stdin is not None:
+        # The pipe to a dead process has no reader; it is dropped without a fuss.
+        if self._child.stdin is not None and not self._child.stdin.is_closing():
             self._child.stdin.transport.abort()
         self._child = None
 
