@@ -1,5 +1,6 @@
 """What only a key service with a folder can show: its root key, its ledger, restarts, limits."""
 
+import asyncio
 import os
 import sqlite3
 import stat
@@ -12,6 +13,7 @@ from twinlock.errors import (
     KeyServiceError,
     LeaseRefusedError,
     LogInvalidError,
+    OverloadedError,
     RateLimitedError,
     StoreError,
     UpdateNeededError,
@@ -19,6 +21,7 @@ from twinlock.errors import (
 from twinlock.ids import Incarnation
 from twinlock.keyservice import KeyServiceSettings, LocalKeyService
 from twinlock.keyservice.key_store import PENDING_KEPT_MS
+from twinlock.keyservice.rates import RateLimit
 from twinlock.testing.contracts.keys import lease, opened, registered
 from twinlock.testing.contracts.members import NOW_MS, OwnedSpace
 
@@ -376,3 +379,35 @@ class TestLimits:
         else:
             with pytest.raises(LogInvalidError):
                 await keys.append_log(space.log, 0, entries)
+
+    async def test_requests_that_may_wait(self, keys, monkeypatch):
+        monkeypatch.setattr("twinlock.keyservice.worker.WAITING_MAX", 3)
+
+        outcomes = await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(4)), return_exceptions=True)
+
+        assert outcomes[:3] == [[], [], []]
+        assert isinstance(outcomes[3], OverloadedError)
+        assert outcomes[3].retry_after_ms > 0
+        assert await keys.read_log(bytes(16), 0) == []
+
+    async def test_buckets_that_are_kept(self, monkeypatch):
+        monkeypatch.setattr("twinlock.keyservice.rates.DEVICES_KEPT_MAX", 2)
+        rates = RateLimit(burst=1, per_second=1.0)
+        for device in (b"1", b"2"):
+            rates.take(device, NOW_MS)
+        for device in (b"1", b"2"):
+            with pytest.raises(RateLimitedError):
+                rates.take(device, NOW_MS)
+
+        rates.take(b"3", NOW_MS)
+
+        rates.take(b"1", NOW_MS)
+        with pytest.raises(RateLimitedError):
+            rates.take(b"3", NOW_MS)
+
+    async def test_logs_are_replayed_again_after_they_left_memory(self, keys, monkeypatch):
+        monkeypatch.setattr("twinlock.keyservice.logs.STATES_CACHED_MAX", 1)
+        spaces = [await opened(keys, INCARNATION) for _ in range(3)]
+
+        for space in spaces:
+            assert len((await lease(keys, space.owner, space.id, 1)).grants) == 1

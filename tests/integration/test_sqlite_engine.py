@@ -13,6 +13,7 @@ from twinlock.engines.sqlite import SqliteEngine
 from twinlock.errors import AppendConflictError, ClosedError, OverloadedError, StoreError, UpdateNeededError
 from twinlock.ids import Seq
 from twinlock.testing.contracts import Chain
+from twinlock.testing.contracts.directory import next_change
 from twinlock.testing.contracts.envelopes import new_space
 from twinlock.testing.contracts.log import read_all
 
@@ -241,3 +242,20 @@ async def test_heads_are_found_again_after_the_cache_was_dropped(engine, monkeyp
     with pytest.raises(AppendConflictError):
         await engine.log.append(chains[0].space, [chains[0].make(9, chains[0].prev)], 1)
     assert [len(await read_all(engine.log, chain.space)) for chain in chains] == [6] * 5
+
+
+async def test_limit_of_changes_that_a_directory_watcher_leaves_unread(engine, monkeypatch):
+    directory = engine.directory
+    monkeypatch.setattr("twinlock.engines.one_process.CHANGES_WAITING_MAX", 3)
+    in_time, late = directory.watch("a/"), directory.watch("a/")
+    for _ in range(3):
+        await directory.put("a/1", b"")
+    for _ in range(3):
+        await next_change(in_time)
+    await directory.put("a/1", b"")
+
+    await next_change(in_time)
+    for _ in range(3):
+        await next_change(late)
+    with pytest.raises(OverloadedError):
+        await next_change(late)

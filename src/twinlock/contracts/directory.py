@@ -57,7 +57,11 @@ class Directory(ABC):
 
     @abstractmethod
     def watch(self, prefix: str) -> AsyncIterator[Change]:
-        """Yield every later change of keys that begin with a prefix."""
+        """Yield every change of keys that begin with a prefix, later than this call.
+
+        Raises:
+            OverloadedError: the watcher left too many unread; it lists again and watches anew.
+        """
 
 
 def check_record(key: str, value: bytes) -> None:

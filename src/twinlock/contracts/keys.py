@@ -28,6 +28,9 @@ class KeyService(ABC):
             LogConflictError: the log has other entries from `expect_seq` on.
             LogInvalidError, SignatureError: an entry breaks a rule; nothing was stored.
             UpdateNeededError: an entry is of a type that this version does not know.
+            LimitExceededError: more than LOG_PAGE_ENTRIES_MAX entries at once.
+            LeaseRefusedError: a new epoch of a shredded space.
+            KeyServiceError, OverloadedError: this and every other call, when the service cannot serve it now.
         """
 
     @abstractmethod
@@ -42,7 +45,8 @@ class KeyService(ABC):
 
         Raises:
             LeaseRefusedError: the device may not open an epoch in this space.
-            SignatureError, ClockSkewError: the request is not the device's own, or not of now.
+            SignatureError, ClockSkewError, ChallengeError: the request is not the device's own, not of now, or repeated.
+            InvalidCallError, LimitExceededError, RateLimitedError: its form, its numbers, its frequency.
         """
 
     @abstractmethod
@@ -51,7 +55,9 @@ class KeyService(ABC):
 
         Raises:
             LeaseRefusedError: revoked device, no reading role, unknown epoch, denied or shredded space.
-            SignatureError, ClockSkewError, RateLimitedError: the request itself is refused.
+            SignatureError, ClockSkewError, ChallengeError: the request is not the device's own, not of now, or repeated.
+            InvalidCallError, LimitExceededError, RateLimitedError: its form, its numbers, its frequency.
+            KeyServiceError: the store or the ledger failed; no key was released.
         """
 
     @abstractmethod

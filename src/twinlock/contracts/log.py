@@ -58,11 +58,13 @@ class Log(ABC):
     async def append(self, space: SpaceId, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
         """Append durably and return one seq for each envelope, in order; a known envelope gets the seq it has.
 
-        Where a known envelope's entry has already been cleaned away, its seq is 0.
+        Where a known envelope's entry has already been cleaned away, its seq is 0. Within one append the counters of
+        a device grow. An append whose caller was cancelled may still happen; appending again tells.
 
         Raises:
             AppendConflictError: the chain of a device does not fit; nothing was appended.
             StoreError: the store failed; nothing was acknowledged and the caller may try again.
+            OverloadedError: too much waits already; nothing was taken.
         """
 
     @abstractmethod
@@ -71,7 +73,7 @@ class Log(ABC):
 
     @abstractmethod
     def watch(self, space: SpaceId, after: Seq) -> AsyncIterator[list[Entry]]:
-        """Yield all entries after a seq for ever, in order, each once, as they become durable."""
+        """Yield all entries after a seq, in order, each once, as they become durable; end when the log is closed."""
 
     @abstractmethod
     async def cut(self, space: SpaceId, upto: Seq, now_ms: int) -> SpaceState:
