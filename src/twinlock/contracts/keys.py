@@ -45,7 +45,7 @@ class KeyService(ABC):
 
         Raises:
             LeaseRefusedError: the device may not open an epoch in this space.
-            SignatureError, ClockSkewError, ChallengeError: the request is not the device's own, not of now, or repeated.
+            SignatureError, ClockSkewError, ChallengeError: it is not the device's own, not of now, or repeated.
             InvalidCallError, LimitExceededError, RateLimitedError: its form, its numbers, its frequency.
         """
 
@@ -55,7 +55,7 @@ class KeyService(ABC):
 
         Raises:
             LeaseRefusedError: revoked device, no reading role, unknown epoch, denied or shredded space.
-            SignatureError, ClockSkewError, ChallengeError: the request is not the device's own, not of now, or repeated.
+            SignatureError, ClockSkewError, ChallengeError: it is not the device's own, not of now, or repeated.
             InvalidCallError, LimitExceededError, RateLimitedError: its form, its numbers, its frequency.
             KeyServiceError: the store or the ledger failed; no key was released.
         """
