@@ -249,7 +249,7 @@ class World:
         """Open the next epoch."""
         number = self.log.epoch + 1
         service_key = await self.pending(wire, self.space, number)
-        before, self.keys = self.keys, make_epoch(self.space, Epoch(number), service_key, os.urandom)
+        before, self.keys = self.keys.member_key, make_epoch(self.space, Epoch(number), service_key, os.urandom)
         entry = epoch_entry(self.account, self.log, self.keys, before, os.urandom)
         await wire.call("space.append", AppendLog(self.space, self.log.seq, [entry], [self._row()]))
         self.log = replay_space([entry], self.log)
