@@ -286,6 +286,7 @@ class Replica:
         if not self._is_attached or now_ms < self._held_until_ms or self._keyring.locked(now_ms):
             return []
         self._held_until_ms = 0
+        self._adopt_if_behind()
         if self._server_head is None and self._keyring.log.epoch > self._epoch_awaited:
             self._show(self._outbox.seal_waiting(now_ms))
         return self._outbox.outgoing(pushes_max)

@@ -1,0 +1,47 @@
+"""Whole spaces under a seed: after any mishap all devices hold the same bytes, and every write exactly once."""
+
+from pathlib import Path
+
+import pytest
+
+from twinlock.testing.simulator import simulate
+
+REGRESSIONS = Path(__file__).with_name("regressions.txt")
+
+
+def found_seeds() -> list[int]:
+    """Return the seeds that once found a fault."""
+    lines = REGRESSIONS.read_text(encoding="utf-8").splitlines()
+    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_devices_converge_and_lose_nothing(block):
+    for seed in range(1_000 + block * 25, 1_000 + block * 25 + 25):
+        simulate(seed)
+
+
+@pytest.mark.parametrize("seed", found_seeds())
+def test_seeds_that_found_a_fault_stay_mended(seed):
+    simulate(seed)
+
+
+def test_the_same_seed_gives_the_same_run():
+    first, second = simulate(3), simulate(3)
+
+    assert first.trace == second.trace
+    assert first.devices[0].states() == second.devices[0].states()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_devices_converge_over_many_seeds():
+    for seed in range(10_000, 12_500):
+        simulate(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_devices_converge_over_long_runs():
+    for seed in range(20_000, 20_300):
+        simulate(seed, steps_count=2_000)
