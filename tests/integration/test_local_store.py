@@ -149,10 +149,8 @@ def test_a_transaction_that_raises_leaves_nothing_behind(store):
     put(store, [stored("a", {"n": 1})])
     store.query(Query.over("things").order_by("n"))
 
-    with pytest.raises(ZeroDivisionError), store.transaction(durable=True):
-        store.put_documents([stored("b", {"n": 2})])
-        store.add_write(b"payload", [("things", "b")])
-        _ = 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        fail_in_transaction(store, lambda: store.put_documents([stored("b", {"n": 2})]))
 
     assert store.query(Query.over("things").order_by("n")) == [("a", {"n": 1})]
     assert store.pending_count() == 0
@@ -163,14 +161,20 @@ def test_a_part_of_a_group_is_taken_back_alone(store):
     with store.group():
         with store.transaction(durable=True):
             store.add_write(b"first", [("things", "a")])
-        with pytest.raises(ZeroDivisionError), store.transaction(durable=True):
-            store.add_write(b"second", [("things", "a")])
-            _ = 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            fail_in_transaction(store, lambda: None)
         with store.transaction(durable=True):
             store.add_write(b"third", [("things", "a")])
 
     assert [write.payload for write in store.unsealed_writes(1 << 20)] == [b"first", b"third"]
     assert store.pending_count() == 2
+
+
+def fail_in_transaction(store, work):
+    with store.transaction(durable=True):
+        work()
+        store.add_write(b"second", [("things", "a")])
+        _ = 1 / 0
 
 
 def test_a_reopened_file_holds_everything(tmp_path):
