@@ -36,6 +36,7 @@ class Courier(Peer):
         self._board = board
         self._logs = LogReader(context, connection)
         self._chores: dict[str, Chore] = {}
+        self._missed: dict[str, Chore] = {}
         self._chores_ready = asyncio.Event()
         self._busy = False
         self._pushes: deque[tuple[SpaceId, list[bytes]]] = deque()
@@ -100,6 +101,8 @@ class Courier(Peer):
                     await chore()
                 except TwinlockError as exc:
                     # It comes again with the next connection, or with the next sign that it is needed.
+                    if not name.startswith("cut "):
+                        self._missed[name] = chore
                     logger.info("a chore failed", extra={"chore": name, "code": exc.code})
                 finally:
                     self._busy = False
@@ -126,6 +129,9 @@ class Courier(Peer):
             self._attach(runtime)
             self._renew(runtime)
         self._add_chore("account", self._read_account)
+        missed, self._missed = self._missed, {}
+        for name, chore in missed.items():
+            self._add_chore(name, chore)
 
     def on_event(self, event: Event) -> None:
         """Take in one event of the session."""
@@ -146,7 +152,8 @@ class Courier(Peer):
             case Attached():
                 runtime.attached = True
                 replica.on_attached(event, now_ms)
-                if event.log_seq != runtime.keyring.log.seq:
+                # What lies in quarantine may have waited for a log that the last connection could not read.
+                if event.log_seq != runtime.keyring.log.seq or replica.quarantined():
                     self._want_logs(runtime)
             case Entries():
                 replica.on_entries(event, now_ms)
@@ -196,7 +203,8 @@ class Courier(Peer):
     @property
     def is_synced(self) -> bool:
         """Tell whether the server has all writes, and this device all that the server had."""
-        return all(
+        # A log that is being read may open what was delivered before it.
+        return not (self._chores or self._busy) and all(
             runtime.attached
             and runtime.replica is not None
             and not runtime.replica.syncing
