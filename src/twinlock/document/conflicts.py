@@ -78,26 +78,41 @@ def _losers(state: State) -> list[Conflict]:
 
 def _hidden(state: State, view: View) -> list[Conflict]:
     """Return writes that a clear, a leaf above or objects below hide, and whose authors had not seen them."""
+    parents = _parents(state)
     return [
         _conflict(state, path, write[1], write[0])
         for path, write in state.writes.items()
-        if _is_told(state, path, write[1]) and _is_lost(state, view, path, write)
+        if _is_told(state, path, write[1])
+        and (_is_covered(state, view, path, write) or (path in parents and _is_outgrown(state, view, path, write[0])))
     ]
 
 
-def _is_lost(state: State, view: View, path: Path, write: Write) -> bool:
+def _parents(state: State) -> set[Path]:
+    return {
+        prefix
+        for facts in (state.writes, state.counters, state.members)
+        for path in facts
+        for prefix in prefixes_of(path)[1:-1]
+    }
+
+
+def _is_covered(state: State, view: View, path: Path, write: Write) -> bool:
+    """Tell whether a clear or a leaf above hides a write, or a counter or a set at its own path, unseen."""
     if write[0] < view.limit(path):
         return _was_unseen(state, path, write[0])
-    if view.is_overlaid(path, write):
-        return True
-    below = [other for at, other in state.writes.items() if at != path and is_below(at, path) and other[0] >= write[0]]
-    if below:
-        return write[0] > max(other[2] for other in below)
-    return _grew_below(state, path, write[0])
+    return view.is_overlaid(path, write)
 
 
-def _grew_below(state: State, path: Path, stamp: Stamp) -> bool:
-    """Tell whether a counter or a set lies below a leaf; whoever saw the leaf would have written it as a field."""
+def _is_outgrown(state: State, view: View, path: Path, stamp: Stamp) -> bool:
+    """Tell whether newer fields below a leaf hide it, unseen.
+
+    A counter or a set has no `saw`, but grows below a leaf only unseen: who sees the leaf writes a field.
+    """
+    if stamp < view.limit(path):
+        return False
+    saws = [other[2] for at, other in state.writes.items() if at != path and is_below(at, path) and other[0] >= stamp]
+    if saws:
+        return stamp > max(saws)
     grown = [at for at in {*state.counters, *state.members} if at != path and is_below(at, path)]
     return any(newest_at(state, at) >= stamp for at in grown)
 

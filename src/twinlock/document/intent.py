@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from twinlock.document.document import Document
 from twinlock.document.fields import ArrayRemove, ArrayUnion, DeleteField, Increment, ServerTimestamp
@@ -33,6 +33,8 @@ from twinlock.protocol.limits import DOCUMENT_DEPTH_MAX
 
 Operations = list[list[Any]]
 
+_OPERATORS: Final = frozenset({Increment, ArrayUnion, ArrayRemove, DeleteField, ServerTimestamp})
+
 
 def set_ops(document: Document, data: Mapping[str, Any], *, device: DeviceId, merge: bool = False) -> Operations:
     """Return the operations that make the document `data`, or with `merge` that write its fields one by one.
@@ -43,7 +45,7 @@ def set_ops(document: Document, data: Mapping[str, Any], *, device: DeviceId, me
     leaves: dict[Path, Any] = {}
     flatten(_mapping(data), "", 1, leaves)
     if not merge:
-        fresh = {path: _fresh(path, value) for path, value in leaves.items()}
+        fresh = {path: _fresh(path, value) if type(value) in _OPERATORS else value for path, value in leaves.items()}
         return [[REPLACE, newest_below(document.state, ""), fresh]]
     view = View(document.state)
     for path in leaves:
@@ -94,10 +96,12 @@ def flatten(data: Mapping[str, Any], prefix: Path, depth: int, leaves: dict[Path
         kind = type(value)
         if (kind is str and value.isascii()) or kind is bool or value is None:
             leaves[path] = value
-        elif isinstance(value, Mapping):
+        elif kind is dict or (kind is not list and isinstance(value, Mapping)):
             flatten(value, path, depth + 1, leaves)
-        else:
+        elif kind in _OPERATORS:
             leaves[path] = _checked(value, depth + 1)
+        else:
+            leaves[path] = check_data(value, depth + 1)
     if not data and prefix:
         leaves[prefix] = {}
 

@@ -122,6 +122,13 @@ class State:
         if any(saw for _, saw in self.clears.values()):
             self._drop_below(path)
 
+    def restore_clears(self, clears: dict[Path, Cleared]) -> None:
+        """Take in the clears of a stored state, into one without facts; paths above others sort before them."""
+        for path in sorted(clears):
+            rest = _beyond(self._cleared_to(prefixes_of(path)[:-1]), clears[path])
+            if rest != _NOTHING:
+                self.clears[path] = rest
+
     def count(self, path: Path, total: Total) -> None:
         """Take in a device's running total."""
         if self.clears and self._is_dropped(path, total[0]):

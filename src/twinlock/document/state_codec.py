@@ -91,7 +91,9 @@ def _restore(stored: _Stored) -> State:
     for path, (newest, saw) in stored.clears.items():
         if path:
             check_path(path)
-        state.clear(path, (_saw(newest), _saw(saw)))
+        _saw(newest)
+        _saw(saw)
+    state.restore_clears(stored.clears)  # type: ignore[arg-type]  # just checked to be stamps
     _restore_writes(state, stored.writes)
     if stored.alive:
         state.revive(_stamp(stored.alive))

@@ -82,6 +82,11 @@ def check_data(value: Value, depth: int = 1) -> Value:
     Raises:
         InvalidDataError: something in it cannot be stored; the message says what.
     """
+    kind = type(value)
+    if kind is int and INT_MIN <= value <= INT_MAX:
+        return value
+    if kind is float and value == value:
+        return value
     match value:
         case None | bool() | bytes():
             return value
