@@ -64,7 +64,6 @@ def test_times_are_kept_in_utc():
         {"a\0b": 1}, {"\ud800": 1}, [float("nan")], [{"": 1}], [1 << 64], Ext(1, b""), Ext(3, b""), increment,
         datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=2))), [increment(1)],
     ],
-    ids=repr,
 )  # fmt: skip
 def test_what_cannot_be_stored_is_refused(value):
     with pytest.raises(InvalidDataError):
