@@ -161,9 +161,11 @@ async def test_signing_out_removes_everything_and_keeps_what_is_unsent(world):
     await world.restart()
     await db.synced()
 
+    (world.folder / "a" / "mine.txt").write_text("not Twinlock's")
+
     await db.sign_out()
 
-    assert not (world.folder / "a").exists()
+    assert [path.name for path in (world.folder / "a").iterdir()] == ["mine.txt"]
     with pytest.raises(ProfileMissingError):
         await twinlock.connect(profile=world.folder / "a")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Self
@@ -232,10 +231,10 @@ class Client:
             await self._within(SIGN_OUT_MS_MAX, self.synced())
         if self.pending_count:
             raise OfflineError(f"{self.pending_count} writes are on this device only")
-        folder = self._context.profile.folder
         await self.close()
-        forget_store_key(folder)
-        await asyncio.to_thread(shutil.rmtree, folder)
+        profile = self._context.profile.reopened()
+        forget_store_key(profile.folder)
+        profile.erase()
 
     # State
 

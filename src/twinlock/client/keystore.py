@@ -14,11 +14,11 @@ from types import ModuleType
 import msgspec
 
 from twinlock.client.private_files import write_private
+from twinlock.client.profile import STORE_KEY_FILE_NAME
 from twinlock.errors import StoreKeyError
 from twinlock.sealing.suite import SECRET_BYTES, Entropy, StoreKey
 from twinlock.sealing.vault import open_store_key, seal_store_key
 
-FILE_NAME = "store.key"
 SERVICE_NAME = "twinlock"
 KEYRING_PRIORITY_MIN = 1
 """Below this the `keyring` package itself does not recommend a backend: it stores nothing, or in clear text."""
@@ -63,7 +63,7 @@ def create_store_key(folder: Path, passphrase: str | None, entropy: Entropy) -> 
         _put_in_keyring(ring, record.name, key.expose())
     else:
         record = _KeyFile(Custody.FILE, sealed=key.expose())
-    write_private(folder / FILE_NAME, msgspec.json.encode(record))
+    write_private(folder / STORE_KEY_FILE_NAME, msgspec.json.encode(record))
     return HeldKey(key, record.custody)
 
 
@@ -74,9 +74,9 @@ def load_store_key(folder: Path, passphrase: str | None) -> HeldKey:
         StoreKeyError: the keyring is locked, the passphrase is missing or wrong, or the file is unreadable.
     """
     try:
-        record = msgspec.json.decode((folder / FILE_NAME).read_bytes(), type=_KeyFile)
+        record = msgspec.json.decode((folder / STORE_KEY_FILE_NAME).read_bytes(), type=_KeyFile)
     except (OSError, msgspec.DecodeError) as exc:
-        raise StoreKeyError(f"{FILE_NAME} cannot be read") from exc
+        raise StoreKeyError(f"{STORE_KEY_FILE_NAME} cannot be read") from exc
     match record.custody:
         case Custody.KEYRING:
             key = _store_key(_get_from_keyring(record.name))
@@ -89,7 +89,7 @@ def load_store_key(folder: Path, passphrase: str | None) -> HeldKey:
 
 def forget_store_key(folder: Path) -> None:
     """Delete the StoreKey from its holder, after which nothing sealed under it can be opened."""
-    path = folder / FILE_NAME
+    path = folder / STORE_KEY_FILE_NAME
     try:
         record = msgspec.json.decode(path.read_bytes(), type=_KeyFile)
     except (OSError, msgspec.DecodeError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -218,8 +217,7 @@ class _NewProfile:
         if self.state is not None:
             self.state.close()
         forget_store_key(self.profile.folder)
-        self.profile.close()
-        shutil.rmtree(self.profile.folder)
+        self.profile.erase()
 
 
 async def _enrol(

@@ -6,8 +6,10 @@ it, and `spaces/<id>/` holds each space's encrypted replica.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,6 +20,8 @@ from twinlock.ids import SpaceId
 ENVIRONMENT_NAME = "TWINLOCK_PROFILE"
 LOCK_FILE_NAME = "lock"
 VAULT_FILE_NAME = "vault.db"
+STORE_KEY_FILE_NAME = "store.key"
+SPACES_FOLDER_NAME = "spaces"
 
 
 def data_folder() -> Path:
@@ -69,6 +73,10 @@ class Profile:
         folder.chmod(0o700)
         return cls(folder, _lock(folder))
 
+    def reopened(self) -> Profile:
+        """Open this profile again after it was closed."""
+        return Profile.open(self.folder)
+
     @property
     def vault_path(self) -> Path:
         """The file of sealed records."""
@@ -76,9 +84,19 @@ class Profile:
 
     def space_folder(self, space: SpaceId) -> Path:
         """Return the folder of a space's replica, made if it is not there."""
-        folder = self.folder / "spaces" / space.hex()
+        folder = self.folder / SPACES_FOLDER_NAME / space.hex()
         make_private_folder(folder)
         return folder
+
+    def erase(self) -> None:
+        """Close the profile and delete what this SDK keeps in its folder, and nothing else that may lie there."""
+        shutil.rmtree(self.folder / SPACES_FOLDER_NAME, ignore_errors=True)
+        for pattern in (f"{VAULT_FILE_NAME}*", f"{STORE_KEY_FILE_NAME}*", LOCK_FILE_NAME):
+            for path in self.folder.glob(pattern):
+                path.unlink()
+        self.close()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def close(self) -> None:
         """Give the profile free for others."""

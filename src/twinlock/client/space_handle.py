@@ -128,8 +128,9 @@ class SpaceHandle:
             self._answer(group, results)
             raise
         self._answer(group, results)
-        self._runtime.subscriptions.publish(self._now_ms())
+        # The wire first: what other devices wait for is not held up by this application's callbacks.
         self._courier.push()
+        self._runtime.subscriptions.publish(self._now_ms())
 
     @staticmethod
     def _answer(group: list[_Waiting], results: list[Any]) -> None:
