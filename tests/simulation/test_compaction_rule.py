@@ -127,34 +127,38 @@ def run(seed: int) -> None:
     devices = [Device(number) for number in range(chance.randint(2, 4))]
     truth: dict[str, set[int]] = {}
     for step in range(chance.randint(20, 120)):
-        device = chance.choice(devices)
-        gap = chance.choice((1, 1, 1, 7))
-        match chance.choice(("write", "write", "write", "read", "read", "pack", "cut", "join", "blind")):
-            case "write":
-                write = (f"d{chance.randrange(8)}", step)
-                log.append(Entry(0, device.name, write=write), gap)
-                truth.setdefault(write[0], set()).add(step)
-                if chance.random() < 0.7:
-                    device.note_change(write, log.head)
-            case "read":
-                device.read(log, chance.choice((1, 3, 1000)))
-            case "pack":
-                # A device is at the head before it packs, but more may have been appended meanwhile.
-                if chance.random() < 0.7:
-                    device.read(log, 1000)
-                device.pack(log, chance.choice((1, 2, 4)), gap)
-            case "cut":
-                device.cut(log)
-            case "join" if len(devices) < 7 and chance.random() < 0.3:
-                devices.append(Device(len(devices)))
-            case "blind" if chance.random() < 0.5:
-                device.regain_sight() if device.blind else setattr(device, "blind", True)
+        take_step(step, chance, log, devices, truth)
     for device in devices:
         device.regain_sight()
     for device in [*devices, Device(99)]:
         device.read(log, 10_000)
         seen = {name: set(document.writes) for name, document in device.documents.items()}
         assert seen == truth, f"seed {seed}, device {device.name}"
+
+
+def take_step(step: int, chance: random.Random, log: Log, devices: list[Device], truth: dict[str, set[int]]) -> None:
+    device = chance.choice(devices)
+    gap = chance.choice((1, 1, 1, 7))
+    match chance.choice(("write", "write", "write", "read", "read", "pack", "cut", "join", "blind")):
+        case "write":
+            write = (f"d{chance.randrange(8)}", step)
+            log.append(Entry(0, device.name, write=write), gap)
+            truth.setdefault(write[0], set()).add(step)
+            if chance.random() < 0.7:
+                device.note_change(write, log.head)
+        case "read":
+            device.read(log, chance.choice((1, 3, 1000)))
+        case "pack":
+            # A device is at the head before it packs, but more may have been appended meanwhile.
+            if chance.random() < 0.7:
+                device.read(log, 1000)
+            device.pack(log, chance.choice((1, 2, 4)), gap)
+        case "cut":
+            device.cut(log)
+        case "join" if len(devices) < 7 and chance.random() < 0.3:
+            devices.append(Device(len(devices)))
+        case "blind" if chance.random() < 0.5:
+            device.regain_sight() if device.blind else setattr(device, "blind", True)
 
 
 @pytest.mark.parametrize("block", range(4))

@@ -30,7 +30,7 @@ WINDOW = CONNECTION_PUSHES_IN_FLIGHT_MAX
 """How many frozen envelopes may wait for their acknowledgement; what comes after waits unsealed, to be joined."""
 
 JOIN_BYTES_MAX = 256 << 10
-JOIN_EDITS_MAX = 512
+JOIN_EDITS_MAX = 256
 """How much is joined into one change: a reader merges a change in one go, so its size is also a wait."""
 
 SEAL_BYTES_MAX = 1 << 20

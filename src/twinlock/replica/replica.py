@@ -361,6 +361,8 @@ class Replica:
 
     def keys_changed(self, now_ms: int) -> None:
         """The keyring has newer logs or a lease: what lies in quarantine is judged again."""
+        # If the epoch has not changed, the refusal was of an envelope that has been sealed again meanwhile.
+        self._epoch_awaited = Epoch(0)
         if not self._keyring.locked(now_ms):
             self._inbox.retry(now_ms)
             self._after_merge()

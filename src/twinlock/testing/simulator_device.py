@@ -24,7 +24,7 @@ from twinlock.testing.simulator_server import Connection, SimulatedServer
 
 ORIGIN = "ws://simulated"
 LEASE_MS = 10 * 3_600_000
-UPKEEP = UpkeepSettings(log_bytes_min=6_000, pack_bytes=1_500, jitter_ms_max=2_000)
+UPKEEP = UpkeepSettings(log_bytes_min=3_000, pack_bytes=1_500, jitter_ms_max=300)
 
 
 class World(msgspec.Struct):
@@ -213,6 +213,10 @@ class SimulatedDevice:
     def is_settled(self) -> bool:
         """Whether everything here is on the server and everything there is here."""
         return self.replica is not None and self.replica.caught_up and not self.replica.pending_count
+
+    def marks(self) -> set[str]:
+        """Return the writes that have reached this device or began on it."""
+        return {document.id for document in self.store.documents() if document.collection == "marks"}
 
     def states(self) -> list[tuple[tuple[str, str], bytes]]:
         """Return every document's confirmed state, by key."""
