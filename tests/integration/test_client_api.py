@@ -141,6 +141,20 @@ async def test_watching_ends_when_the_database_closes(db, home):
         await home.collection("todos").get()
 
 
+async def test_whoever_waits_for_the_server_is_told_when_the_database_closes(account_world):
+    db = await account_world.device("a")
+    await account_world.stop()
+    write = await db.space("home").collection("todos").add({"n": 1})
+    waiting = [asyncio.ensure_future(write.durable()), asyncio.ensure_future(db.synced())]
+    await asyncio.sleep(0)
+
+    await db.close()
+
+    for each in waiting:
+        with pytest.raises(ClosedError):
+            await each
+
+
 async def test_a_document_is_followed_by_its_id(home):
     doc = home.collection("todos").doc("x")
     seen = []

@@ -12,7 +12,14 @@ from twinlock.client.device_context import DeviceContext
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import StatusBoard
-from twinlock.errors import LeaseExpiredError, TwinlockError, error_from_code
+from twinlock.errors import (
+    ClosedError,
+    LeaseExpiredError,
+    LeaseRefusedError,
+    StoreError,
+    TwinlockError,
+    error_from_code,
+)
 from twinlock.ids import Incarnation, SpaceId
 from twinlock.protocol.calls import CutResult
 from twinlock.protocol.client import ClientSession, Event, Welcomed
@@ -24,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 TEND_INTERVAL_MS = 1_000
 TEND_INTERVAL_MS_MIN = 20
+LEASE_RETRY_MS = 30_000
 Chore = Callable[[], Awaitable[None]]
 
 
@@ -86,7 +94,10 @@ class Courier(Peer):
         while True:
             wait_ms = self._wake_ms(self._now_ms()) - self._now_ms()
             await asyncio.sleep(min(max(wait_ms, TEND_INTERVAL_MS_MIN), TEND_INTERVAL_MS) / 1000)
-            self.tend()
+            try:
+                self.tend()
+            except TwinlockError as exc:
+                logger.warning("the clock could not be attended to", extra={"code": exc.code})
 
     async def do_chores(self) -> None:
         """Do what takes calls to the server, one after the other, for ever."""
@@ -114,8 +125,10 @@ class Courier(Peer):
             if not runtime.is_locked:
                 runtime.keep_keys()
             runtime.close()
+            runtime.abandon_writes(ClosedError())
         for waiter in self._waiters:
-            waiter.cancel()
+            if not waiter.done():
+                waiter.set_exception(ClosedError())
 
     # Peer
 
@@ -175,6 +188,10 @@ class Courier(Peer):
             except LeaseExpiredError:
                 self.tend()
                 continue
+            except StoreError:
+                # What the replica holds in memory may be ahead of the disk; a new connection begins from the file.
+                runtime.renew(now_ms)
+                raise
             self._take_events(runtime)
             runtime.subscriptions.publish(now_ms)
         self._push(now_ms)
@@ -191,6 +208,7 @@ class Courier(Peer):
         for runtime in self.runtimes.values():
             runtime.attached = False
             runtime.lease_nonce = b""
+            runtime.lease_retry_ms = 0
             if runtime.replica is not None:
                 runtime.replica.on_disconnected()
 
@@ -210,6 +228,8 @@ class Courier(Peer):
             and not runtime.replica.syncing
             and runtime.pending_count == 0
             for runtime in self.runtimes.values()
+            # A space that this device is refused is not waited for.
+            if not runtime.lease_refused
         )
 
     async def synced(self) -> None:
@@ -241,9 +261,9 @@ class Courier(Peer):
 
     def _renew(self, runtime: SpaceRuntime) -> None:
         session = self._session()
-        if session is None or runtime.lease_nonce:
-            return
         now_ms = self._now_ms()
+        if session is None or runtime.lease_nonce or now_ms < runtime.lease_retry_ms:
+            return
         wanted = runtime.keyring.wanted_epochs(now_ms)
         if wanted:
             runtime.lease_nonce = session.request_lease(runtime.space, wanted, now_ms)
@@ -257,7 +277,11 @@ class Courier(Peer):
         except TwinlockError as exc:
             logger.warning("no lease", extra={"space": runtime.space.hex(), "code": exc.code})
             self._connection.last_error = exc
+            runtime.lease_refused = isinstance(exc, LeaseRefusedError)
+            runtime.lease_retry_ms = now_ms + max(exc.retry_after_ms, LEASE_RETRY_MS)
+            self._check_waiters()
             return
+        runtime.lease_refused = False
         if not runtime.keyring.has_member_key:
             self._want_logs(runtime)
         was_locked = runtime.is_locked

@@ -46,6 +46,8 @@ class SpaceRuntime:
         "attached",
         "keyring",
         "lease_nonce",
+        "lease_refused",
+        "lease_retry_ms",
         "replica",
         "space",
         "subscriptions",
@@ -70,6 +72,8 @@ class SpaceRuntime:
         self.subscriptions = Subscriptions()
         self.attached = False
         self.lease_nonce = b""
+        self.lease_retry_ms = 0
+        self.lease_refused = False
         self.title: str | None = None
         self.was_open = self._file.wrapped_epoch > 0
 
@@ -157,6 +161,11 @@ class SpaceRuntime:
         if self._store is not None:
             self._store.close()
             self._store = None
+
+    def abandon_writes(self, error: TwinlockError) -> None:
+        """Tell those who wait for the server that they wait in vain."""
+        for write in [*self._writes.values(), *self._locked_writes]:
+            write.abandon(error)
 
     def keys_changed(self, now_ms: int) -> None:
         """The keyring knows more than before: keep it, open what it opens, wrap the file's key anew."""

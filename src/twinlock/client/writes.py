@@ -40,6 +40,13 @@ class Write:
         if self._error is not None:
             raise self._error
 
+    def abandon(self, error: TwinlockError) -> None:
+        """Tell those who wait that the server's word will not come in this run; the write itself goes on."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+        self._waiters.clear()
+
     def settle(self, error: TwinlockError | None) -> None:
         """Note the server's word, which is final."""
         self._is_settled = True
