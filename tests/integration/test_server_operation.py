@@ -2,17 +2,28 @@
 
 import asyncio
 import os
+import ssl
 import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from tests.server_kit import hello_to, make_world, open_anonymous, open_wire
-from twinlock.engines.memory import MemoryDirectory
+from tests.server_kit import Wire, hello_to, make_world, open_anonymous, open_wire
+from twinlock.engines.memory import MemoryDirectory, MemoryLog
 from twinlock.errors import StoreError
-from twinlock.protocol.frames import Challenge, Goaway, Notice, Push, Reject, Welcome
+from twinlock.ids import Incarnation
+from twinlock.protocol.envelope import parse
+from twinlock.protocol.frames import Challenge, Goaway, Hello, Notice, Push, Reject, Welcome
 from twinlock.server import Server, Settings, SettingsError
 from twinlock.server.stores import open_stores
 
@@ -287,3 +298,56 @@ async def test_frames_are_taken_all_at_once_or_byte_by_byte(start):
             transport.write(bytes((byte,)))
 
     assert 3 in await wire.acked(world.space, 3)
+
+
+async def test_a_restored_server_is_healed_by_its_devices(start):
+    stores = await open_stores(Settings(engine="memory:"))
+    server = await start(stores)
+    world = await make_world(server)
+    wire, chain = await world.open(), world.chain()
+    sent = [chain.next() for _ in range(5)]
+    await wire.push(world.space, *sent)
+    acked = await wire.acked(world.space, 5)
+    # The backup was taken after the third entry; the directory and the signed logs are those of then.
+    restored = MemoryLog(Incarnation(b"B" * 16))
+    await restored.append(world.space, [parse(data) for data in sent[:3]], 0)
+    again = await start(msgspec.structs.replace(stores, log=restored))
+    world.port = again.port
+
+    wire = await world.open()
+    attached = await wire.attach(world.space, acked[5], world.incarnation)
+    await wire.push(world.space, *sent[3:])
+
+    assert (attached.incarnation, attached.resume, attached.own_counter) == (b"B" * 16, 3, 3)
+    assert [entry.envelope for entry in await wire.entries(world.space, 2)] == sent[3:]
+
+
+def make_certificate(folder: Path) -> tuple[str, str]:
+    """Write a certificate of this machine that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    certificate = builder.sign(key, hashes.SHA256())
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(secret)
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+async def test_tls_serves_the_same_from_certificate_files(start, tmp_path):
+    certificate, key = make_certificate(tmp_path)
+    server = await start(tls_certificate=certificate, tls_key=key)
+    trust = ssl.create_default_context(cafile=certificate)
+    socket = await connect(
+        f"wss://localhost:{server.port}/sync", subprotocols=["twinlock.1"], ssl=trust, proxy=None, compression=None
+    )
+    wire = Wire(socket, server.port)
+    await wire.next(Challenge)
+
+    await wire.send(Hello(os.urandom(32), f"wss://localhost:{server.port}", b"", b"", b""))
+
+    await wire.next(Welcome)
+    assert server.url.startswith("wss://")
+    await wire.close()

@@ -44,17 +44,28 @@ class Beating(Peer):
 class Heartbeat:
     """Ticks once a second and touches a twenty-fifth of the connections each time, so that pings are spread."""
 
-    __slots__ = ("_closing", "_expected_s", "_handle", "_hellos", "_loop", "_metrics", "_rounds", "_tick_count")
+    __slots__ = (
+        "_closing",
+        "_expected_s",
+        "_handle",
+        "_hellos",
+        "_loop",
+        "_metrics",
+        "_rounds",
+        "_tick_count",
+        "_tick_s",
+    )
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, tick_s: float = TICK_S) -> None:
+        self._tick_s = tick_s
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._rounds: list[set[Beating]] = [set() for _ in range(ROUNDS)]
         self._hellos: dict[Beating, int] = {}
         self._closing: dict[Beating, int] = {}
         self._tick_count = 0
-        self._expected_s = self._loop.time() + TICK_S
-        self._handle = self._loop.call_later(TICK_S, self._tick)
+        self._expected_s = self._loop.time() + tick_s
+        self._handle = self._loop.call_later(tick_s, self._tick)
 
     @property
     def connections(self) -> list[Beating]:
@@ -88,8 +99,8 @@ class Heartbeat:
         now_s = self._loop.time()
         self._metrics.loop_lag_seconds.observe(max(0.0, now_s - self._expected_s))
         self._metrics.connections.set(len(self))
-        self._expected_s = now_s + TICK_S
-        self._handle = self._loop.call_later(TICK_S, self._tick)
+        self._expected_s = now_s + self._tick_s
+        self._handle = self._loop.call_later(self._tick_s, self._tick)
         self._tick_count += 1
         for connection in tuple(self._rounds[self._tick_count % ROUNDS]):
             connection.beat()

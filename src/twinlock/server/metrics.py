@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from twinlock.errors import TwinlockError, error_from_code
 
@@ -29,16 +32,44 @@ class Tally:
         self.value += amount
 
 
-class _Tallies(Collector):
-    """Shows tallies to whoever scrapes."""
+class Spread:
+    """A histogram for the hot path, as plain as `Tally`."""
+
+    __slots__ = ("_bounds", "_counts", "_sum", "name", "text")
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self.name = name
+        self.text = text
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value in its bucket."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def family(self) -> HistogramMetricFamily:
+        """Return the buckets, each with all that lies below it, as the format wants them."""
+        names = [*map(floatToGoString, self._bounds), "+Inf"]
+        return HistogramMetricFamily(
+            self.name, self.text, buckets=list(zip(names, accumulate(self._counts), strict=True)), sum_value=self._sum
+        )
+
+
+class _Plain(Collector):
+    """Shows tallies and spreads to whoever scrapes."""
 
     def __init__(self) -> None:
-        self.all: list[Tally] = []
+        self.tallies: list[Tally] = []
+        self.spreads: list[Spread] = []
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield each tally as it stands."""
-        for tally in self.all:
+    def collect(self) -> Iterator[Metric]:
+        """Yield each as it stands."""
+        for tally in self.tallies:
             yield CounterMetricFamily(tally.name, tally.text, value=tally.value)
+        for spread in self.spreads:
+            yield spread.family()
 
 
 class Metrics:
@@ -46,8 +77,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._tallies = _Tallies()
-        self.registry.register(self._tallies)
+        self._plain = _Plain()
+        self.registry.register(self._plain)
         self.connections = self._gauge("connections", "Sync connections that are open.")
         self.spaces = self._gauge("spaces_served", "Spaces in memory.")
         self.ready = self._gauge("ready", "1 when the server takes clients.")
@@ -70,9 +101,9 @@ class Metrics:
         self._rejects = self._counter("rejects", "Envelopes refused.", "code")
         self._closes = self._counter("closes", "Connections closed by the server.", "code")
         self._calls = self._counter("calls", "Calls answered.", "method", "code")
-        self.commit_group = self._histogram("commit_group_envelopes", "Envelopes in one append.", _GROUP_BUCKETS)
-        self.commit_seconds = self._histogram("commit_seconds", "Time of one append.", _SECONDS_BUCKETS)
-        self.loop_lag_seconds = self._histogram("loop_lag_seconds", "How late the loop's timer is.", _SECONDS_BUCKETS)
+        self.commit_group = self._spread("commit_group_envelopes", "Envelopes in one append.", _GROUP_BUCKETS)
+        self.commit_seconds = self._spread("commit_seconds", "Time of one append.", _SECONDS_BUCKETS)
+        self.loop_lag_seconds = self._spread("loop_lag_seconds", "How late the loop's timer is.", _SECONDS_BUCKETS)
 
     def delivered(self, entries: int, size: int) -> None:
         """Count one round of live delivery."""
@@ -102,7 +133,7 @@ class Metrics:
 
     def _tally(self, name: str, text: str) -> Tally:
         tally = Tally(f"twinlock_{name}", text)
-        self._tallies.all.append(tally)
+        self._plain.tallies.append(tally)
         return tally
 
     def _gauge(self, name: str, text: str) -> Gauge:
@@ -111,5 +142,7 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"twinlock_{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"twinlock_{name}", text, registry=self.registry, buckets=buckets)
+    def _spread(self, name: str, text: str, bounds: tuple[float, ...]) -> Spread:
+        spread = Spread(f"twinlock_{name}", text, bounds)
+        self._plain.spreads.append(spread)
+        return spread
