@@ -159,7 +159,7 @@ class Simulation:
             self.now_ms += 60
             for device in self.devices:
                 if device.session is not None:
-                    self._serve(device)
+                    self.serve(device)
 
     def _retire(self, device: SimulatedDevice) -> None:
         """Lose a device for good. What only it and a server that is restored later had is lost with it."""
@@ -214,12 +214,13 @@ class Simulation:
         self._join()
         for _ in range(SETTLE_ROUNDS_MAX):
             self.now_ms += 50
-            if not any([self._serve(device) for device in self.devices]) and self._is_quiet():
+            if not any([self.serve(device) for device in self.devices]) and self._is_quiet():
                 return
         waiting = [device.name for device in self.devices if not device.is_settled]
         raise AssertionError(f"seed {self.seed}: devices {waiting} do not come to rest")
 
-    def _serve(self, device: SimulatedDevice) -> bool:
+    def serve(self, device: SimulatedDevice) -> bool:
+        """Move one message each way for a device, dialling first if need be; return whether anything happened."""
         moved = False
         if device.session is None:
             device.connect(self.server, self.now_ms)
