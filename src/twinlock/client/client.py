@@ -152,8 +152,7 @@ class Client:
         self._check_open()
         incarnation = self._courier.incarnation
         runtime = await self._maker.make(self._sudo.keys(), incarnation, title, lease_hours)
-        await self._courier.adopt(runtime)
-        return Space(self._handle(runtime))
+        return Space(self._handle(await self._courier.adopt(runtime)))
 
     def batch(self, space: Space | None = None) -> WriteBatch:
         """Begin a batch: writes to one space that every reader sees at once, or never."""

@@ -54,19 +54,23 @@ class Courier(Peer):
 
     # Life
 
-    def add(self, runtime: SpaceRuntime) -> None:
-        """Look after a space from now on."""
-        self.runtimes[runtime.space] = runtime
+    def add(self, runtime: SpaceRuntime) -> SpaceRuntime:
+        """Look after a space from now on; return what looks after it, which may have been there first."""
+        known = self.runtimes.setdefault(runtime.space, runtime)
+        if known is not runtime:
+            # A space that is being made may be found in the account's list meanwhile: one file, one replica.
+            return known
         runtime.open(self._now_ms())
         self._show_locked()
         if self._session() is not None:
             self._attach(runtime)
             self._renew(runtime)
+        return runtime
 
-    async def adopt(self, runtime: SpaceRuntime) -> None:
+    async def adopt(self, runtime: SpaceRuntime) -> SpaceRuntime:
         """Look after a space that this device has just made."""
         await self._logs.fill(runtime)
-        self.add(runtime)
+        return self.add(runtime)
 
     def renew(self, runtime: SpaceRuntime) -> None:
         """Begin a space anew from its file, after the disk refused a write."""
