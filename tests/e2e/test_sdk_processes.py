@@ -55,6 +55,16 @@ async def test_the_example_keeps_a_list_offline_and_sends_it_when_the_profile_me
     assert sorted((doc["text"], doc["done"]) for doc in await todos.get()) == [("buy milk", True), ("call home", False)]
 
 
+async def test_the_first_page_of_the_documentation_runs_as_it_stands(world):
+    program = (ROOT / "docs" / "start.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    program = program.replace("twinlock.connect()", f"twinlock.connect({world.url!r})")
+
+    code, out, err = await run(world.folder / "a", "-c", program)
+
+    assert (code, err) == (0, "")
+    assert "buy milk" in out
+
+
 async def test_the_example_stays_under_eighty_lines():
     assert len((ROOT / "examples" / "todo.py").read_text().splitlines()) < 80
 
