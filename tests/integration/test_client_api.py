@@ -186,6 +186,21 @@ async def test_field_operators_do_what_they_say(home):
     assert await doc.get() == {"n": 3, "tags": ["b"], "deep": {"er": True}}
 
 
+async def test_an_ordered_list_is_changed_element_by_element(home):
+    doc = home.collection("recipes").doc("x")
+    await doc.set({"steps": ["boil", "eat"]})
+    steps = doc.list("steps")
+
+    stir = await steps.insert(1, "stir")
+    last = await steps.append("wash up")
+    await steps.set(stir.id, "stir well")
+    await steps.move(last.id, 0)
+    await steps.remove((await steps.elements())[-1].id)
+
+    assert (await doc.get())["steps"] == ["wash up", "boil", "stir well"]
+    assert [element.value for element in await steps.elements()] == ["wash up", "boil", "stir well"]
+
+
 async def test_what_cannot_be_stored_is_refused_at_once(home):
     with pytest.raises(InvalidDataError):
         await home.collection("todos").add({"x": object()})

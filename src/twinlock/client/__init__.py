@@ -4,6 +4,7 @@ from twinlock.client.batch import WriteBatch
 from twinlock.client.client import Client, DeviceInfo
 from twinlock.client.collection import Collection, DocumentHandle
 from twinlock.client.opening import Options, connect, recover, sign_in, sign_up
+from twinlock.client.ordered_list import Element, ListHandle
 from twinlock.client.query import QueryHandle
 from twinlock.client.snapshots import Doc, DocChange, DocSnapshot, Snapshot
 from twinlock.client.space import Space
@@ -19,6 +20,8 @@ __all__ = [
     "DocChange",
     "DocSnapshot",
     "DocumentHandle",
+    "Element",
+    "ListHandle",
     "Options",
     "QueryHandle",
     "Snapshot",

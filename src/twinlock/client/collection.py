@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Generic
 
+from twinlock.client.ordered_list import ListHandle
 from twinlock.client.query import QueryHandle
 from twinlock.client.snapshots import DocSnapshot, Loader, Model, loader
 from twinlock.client.space_handle import SpaceHandle
@@ -59,6 +60,10 @@ class DocumentHandle(Generic[Model]):
     async def conflicts(self) -> dict[str, Any]:
         """Return the losing value of every field that was written concurrently, by dotted path."""
         return self._space.conflicts(self.collection, self.id)
+
+    def list(self, path: str | tuple[str, ...]) -> ListHandle:
+        """Return an ordered list field, whose elements merge one by one."""
+        return ListHandle(self._space, self.collection, self.id, path)
 
     def on_snapshot(self, callback: Callable[[DocSnapshot[Model]], object]) -> Callable[[], None]:
         """Call back with the document now and whenever it changes; return what ends it."""

@@ -11,6 +11,7 @@ from twinlock.client.device_context import DeviceContext
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.subscriptions import Listener
 from twinlock.client.writes import Write
+from twinlock.document.document import Document
 from twinlock.document.query import Query
 from twinlock.errors import ClosedError, LeaseExpiredError, StoreError, TwinlockError
 from twinlock.ids import SpaceId
@@ -55,6 +56,10 @@ class SpaceHandle:
     def get(self, collection: str, id: str) -> dict[str, Any] | None:
         """Return a document's value."""
         return self._open().get(collection, id, self._now_ms())
+
+    def document(self, collection: str, id: str) -> Document:
+        """Return a document's state."""
+        return self._open().document(collection, id, self._now_ms())
 
     def conflicts(self, collection: str, id: str) -> dict[str, Any]:
         """Return the losing values of a document's fields, by dotted path."""

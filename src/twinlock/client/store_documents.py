@@ -35,7 +35,9 @@ class DocumentTables:
 
     def recount(self) -> None:
         """Sum up again, after opening or after a transaction that was taken back."""
-        (self.live_bytes,) = self._file.rows("SELECT coalesce(sum(length(confirmed)), 0) FROM documents")[0]
+        names = "length(CAST(collection AS BLOB)) + length(CAST(id AS BLOB))"
+        total = f"SELECT coalesce(sum(length(confirmed) + {names}), 0) FROM documents WHERE length(confirmed) > 0"  # noqa: S608
+        (self.live_bytes,) = self._file.rows(total)[0]
 
     def get_document(self, collection: str, id: str) -> StoredDocument | None:
         """Return one document."""
@@ -92,7 +94,7 @@ class DocumentTables:
             document.overlay,
             document.confirmed,
         )
-        self.live_bytes += len(document.confirmed)
+        self.live_bytes += _live_bytes(document, len(document.confirmed))
         row = self._file.row(
             "SELECT doc, length(confirmed) FROM documents WHERE collection = ? AND id = ?", document.key
         )
@@ -104,7 +106,7 @@ class DocumentTables:
             )
             return self._file.inserted_row()
         doc, old_bytes = row
-        self.live_bytes -= old_bytes
+        self.live_bytes -= _live_bytes(document, old_bytes)
         self._file.run(
             "UPDATE documents SET base_seq = ?, last_seq = ?, pending = ?, is_lost = ?, value = ?, overlay = ?,"
             " confirmed = ? WHERE doc = ?",
@@ -118,3 +120,8 @@ def _document(row: Row) -> StoredDocument:
     return StoredDocument(
         collection, identifier, confirmed, overlay, value, Seq(base_seq), Seq(last_seq), pending, bool(is_lost)
     )
+
+
+def _live_bytes(document: StoredDocument, state_bytes: int) -> int:
+    """Return what a document with a confirmed state of some length weighs in a snapshot."""
+    return state_bytes and state_bytes + len(document.collection.encode()) + len(document.id.encode())

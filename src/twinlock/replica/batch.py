@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -32,6 +33,27 @@ class DeleteDocument(msgspec.Struct, frozen=True):
     id: str
 
 
-Intent = SetDocument | UpdateDocument | DeleteDocument
+class ListAction(StrEnum):
+    """What happens to one element of an ordered list."""
+
+    INSERT = "insert"
+    SET = "set"
+    MOVE = "move"
+    REMOVE = "remove"
+
+
+class EditList(msgspec.Struct, frozen=True):
+    """Change one element of an ordered list; which arguments count depends on the action."""
+
+    collection: str
+    id: str
+    path: str | tuple[str, ...]
+    action: ListAction
+    element: str
+    index: int = 0
+    value: Any = None
+
+
+Intent = SetDocument | UpdateDocument | DeleteDocument | EditList
 Batch = Sequence[Intent]
 """Intents that become one atomic change."""

@@ -10,11 +10,20 @@ import msgspec
 from twinlock.document.document import Document
 from twinlock.document.fields import ArrayRemove, ArrayUnion, DeleteField, Increment, ServerTimestamp
 from twinlock.document.intent import Operations, delete_ops, set_ops, update_ops
+from twinlock.document.lists import insert_ops, move_ops, remove_element_ops, set_element_ops
 from twinlock.document.values import check_collection, check_document_id
 from twinlock.errors import InvalidDataError, LeaseExpiredError, NotFoundError
 from twinlock.ids import DeviceId
 from twinlock.protocol.clock import Hlc
-from twinlock.replica.batch import Batch, DeleteDocument, Intent, SetDocument, UpdateDocument
+from twinlock.replica.batch import (
+    Batch,
+    DeleteDocument,
+    EditList,
+    Intent,
+    ListAction,
+    SetDocument,
+    UpdateDocument,
+)
 
 _OPERATORS: Final[Mapping[int, type[Any]]] = {
     17: Increment,
@@ -56,6 +65,20 @@ def operations_of(intent: Intent, document: Document, device: DeviceId, *, must_
             return update_ops(document, changes, device=device)
         case DeleteDocument():
             return delete_ops(document)
+        case EditList():
+            return _list_operations(intent, document)
+
+
+def _list_operations(intent: EditList, document: Document) -> Operations:
+    match intent.action:
+        case ListAction.INSERT:
+            return insert_ops(document, intent.path, intent.index, intent.element, intent.value)
+        case ListAction.SET:
+            return set_element_ops(document, intent.path, intent.element, intent.value)
+        case ListAction.MOVE:
+            return move_ops(document, intent.path, intent.element, intent.index)
+        case ListAction.REMOVE:
+            return remove_element_ops(document, intent.path, intent.element)
 
 
 class LockedWrite(msgspec.Struct, frozen=True, array_like=True):
@@ -75,9 +98,10 @@ def encode_locked(batch: Batch, stamp: Hlc) -> bytes:
     empty = Document.empty()
     written = []
     for intent in batch:
+        entry = _written(intent)
         # What would be refused later must be refused now, while the application is listening.
         operations_of(intent, empty, _NO_DEVICE, must_exist=False)
-        written.append(_written(intent))
+        written.append(entry)
     return msgspec.msgpack.encode(LockedWrite(stamp, written))
 
 
@@ -95,6 +119,8 @@ def _written(intent: Intent) -> tuple[str, str, str, Any]:
             return ("update", intent.collection, intent.id, fields)
         case DeleteDocument():
             return ("delete", intent.collection, intent.id, None)
+        case EditList():
+            raise LeaseExpiredError("an ordered list needs to be seen before it is changed")
 
 
 def _packed(value: Any) -> Any:
