@@ -50,6 +50,8 @@ class Upkeep:
     __slots__ = (
         "_begin_ms",
         "_entropy",
+        "_floor_bytes",
+        "_goal",
         "_inbox",
         "_is_cutting",
         "_is_told",
@@ -82,6 +84,8 @@ class Upkeep:
         self._pack: _Pack | None = None
         self._is_cutting = False
         self._is_told = False
+        self._goal = Seq(0)
+        self._floor_bytes = 0
         self._snapshots_seen = inbox.foreign_snapshots_count
         self._begin_ms = NEVER_MS
         self.log_bytes = 0
@@ -93,6 +97,7 @@ class Upkeep:
         self.log_bytes = log_bytes
         self.start = start
         self._is_told = True
+        self._goal = Seq(0)
         self._pack = None
         self._is_cutting = False
         self._begin_ms = NEVER_MS
@@ -147,6 +152,8 @@ class Upkeep:
         newest = self._inbox.place.newest_of_epoch
         epoch = self._keyring.log.epoch
         retired = max((seq for number, seq in newest.items() if number < epoch), default=Seq(0))
+        if retired < self.start and self.log_bytes <= self._floor_bytes:
+            return False
         return is_due(self.log_bytes, self._store.live_bytes(), retired, self.start, self._settings.log_bytes_min)
 
     def _jitter_ms(self) -> int:
@@ -170,6 +177,8 @@ class Upkeep:
 
     def _seal(self, documents: list[StoredDocument], is_cut: bool) -> None:
         as_of = self._inbox.place.cursor
+        if is_cut and not self._goal:
+            self._goal = as_of
         payloads = snapshot_payloads(documents, as_of, self._inbox.heads)
         with self._store.transaction(durable=True):
             last = self._outbox.freeze_snapshots(payloads)
@@ -204,5 +213,9 @@ class Upkeep:
         self._is_told = True
         self.start = result.start
         self.log_bytes = result.log_bytes
+        if 0 < self._goal < result.start:
+            # All that was there when this round began has been packed anew: more of it would gain nothing.
+            self._goal = Seq(0)
+            self._floor_bytes = result.log_bytes * 3 // 2
         with self._store.transaction(durable=False):
             self._store.forget_kept(Seq(result.start - 1), now_ms - KEEP_MS)

@@ -125,7 +125,7 @@ class MemoryStore(ReplicaStore):
         grown = 0
         for document in documents:
             before = self._documents.get(document.key)
-            grown += len(document.confirmed) - (len(before.confirmed) if before is not None else 0)
+            grown += _live_bytes(document) - (_live_bytes(before) if before is not None else 0)
             self._put(self._documents, document.key, document)
         self._add("live_bytes", grown)
 
@@ -323,6 +323,12 @@ class MemoryStore(ReplicaStore):
         for document in self._documents.values():
             if document.collection == collection and document.value is not None:
                 yield document.id, decode_value(document.value)
+
+
+def _live_bytes(document: StoredDocument) -> int:
+    if not document.confirmed:
+        return 0
+    return len(document.confirmed) + len(document.collection.encode()) + len(document.id.encode())
 
 
 def _first(items: Iterable[_Item], bytes_max: int, weight: Callable[[_Item], int]) -> list[_Item]:
