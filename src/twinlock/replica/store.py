@@ -164,7 +164,7 @@ class ReplicaStore(ABC):
 
     @abstractmethod
     def live_bytes(self) -> int:
-        """Return the length of all confirmed states with their collections and ids. Must be quick: kept, not counted."""
+        """Return the bytes of all confirmed states with their collections and ids. Must be quick: not counted anew."""
 
     @abstractmethod
     def mark_lost_above(self, seq: Seq) -> int:
