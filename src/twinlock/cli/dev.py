@@ -6,12 +6,11 @@ import asyncio
 import errno
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.panel import Panel
 
 from twinlock.cli.output import fail, need_server_parts, run
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 8765
 ACCOUNT = "demo"
+ACCOUNTS_MAX = 100
 # Known to all, and therefore only for a server that nobody but this machine's user can reach. It signs in and permits
 # changes of devices and spaces; it opens no data.
 PASSWORD = "twinlock-dev"  # noqa: S105
@@ -43,66 +43,83 @@ def dev(
 async def _dev(port: int, folder: Path | None) -> None:
     from twinlock.client.profile import data_folder, default_profile
     from twinlock.server.app import Server
+    from twinlock.server.logs import configure_logs
     from twinlock.server.settings import Settings
 
     place = folder or data_folder() / "dev"
     profile = place / "profile" if folder else default_profile()
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)  # before anything else runs
+    configure_logs("warning")
     server = Server(Settings(data=str(place / "server"), port=port, log_level="warning"))
     await _start(server, port)
     try:
-        kit = await _sign_up(server.url, profile)
-        _greet(Console(highlight=False), server.url, profile, kit, is_default=folder is None)
+        made = await _sign_up(server.url, profile)
+        _greet(Console(highlight=False, soft_wrap=True), server.url, profile, made, is_default=folder is None)
         await _ended()
     finally:
         await server.stop()
 
 
 async def _start(server: Server, port: int) -> None:
+    from twinlock.server.settings import SettingsError
+
     try:
         await server.start()
-    except OSError as exc:
-        if exc.errno != errno.EADDRINUSE:
-            raise
-        fix = "It may be another `twinlock dev`: use that one, or give --port and --folder."
-        fail("port_in_use", f"Port {port} is in use.", fix)
+    except SettingsError as exc:
+        if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EADDRINUSE:
+            fix = "It may be another `twinlock dev`: use that one, or give --port and --folder."
+            fail("port_in_use", f"Port {port} is in use.", fix)
+        fail("settings", str(exc))
 
 
-async def _sign_up(url: str, profile: Path) -> str:
-    """Make the demo account at the first start and return its recovery kit; later there is none to show."""
+class Made(NamedTuple):
+    """What the first start made: an account, and the kit that is shown once."""
+
+    name: str
+    kit: str
+
+
+async def _sign_up(url: str, profile: Path) -> Made | None:
+    """Make the demo account with two devices at the first start; later there is nothing to make."""
     import twinlock
     from twinlock.client.profile import VAULT_FILE_NAME
     from twinlock.errors import NameTakenError
 
     if (profile / VAULT_FILE_NAME).exists():
-        return ""
-    for number in range(1, 100):
+        return None
+    for number in range(1, ACCOUNTS_MAX):
         name = ACCOUNT if number == 1 else f"{ACCOUNT}-{number}"
         try:
-            db = await twinlock.sign_up(url, name, PASSWORD, profile=profile)
+            async with await twinlock.sign_up(url, name, PASSWORD, profile=profile) as db:
+                kit = db.recovery_kit()
         except NameTakenError:
             # The profile was deleted and the server kept: nobody has that account's keys any more.
             continue
-        async with db:
-            return db.recovery_kit()
-    fail("name_taken", "A hundred demo accounts exist already.", "Delete the server's folder to begin anew.")
+        second = second_profile(profile)
+        if not (second / VAULT_FILE_NAME).exists():
+            async with await twinlock.recover(url, name, kit, profile=second):
+                pass
+        return Made(name, kit)
+    fail("name_taken", "There are many demo accounts already.", "Delete the server's folder to begin anew.")
 
 
-def _greet(console: Console, url: str, profile: Path, kit: str, is_default: bool) -> None:
+def second_profile(profile: Path) -> Path:
+    """Return where the demo account's second device is: a profile is open in one process at a time."""
+    return profile.with_name(f"{profile.name}-2")
+
+
+def _greet(console: Console, url: str, profile: Path, made: Made | None, is_default: bool) -> None:
     console.print(f"[bold cyan]Twinlock[/] is listening on [bold]{url}[/], for this machine only")
     console.print(f"  profile   {escape(str(profile))}")
-    console.print(f"  account   {ACCOUNT}, password {PASSWORD}  [dim](for development only)[/]")
-    if kit:
-        console.print(f"  recovery  [bold]{kit}[/]  [dim]shown once: it adds another device to this account[/]")
+    console.print(f"  second    {escape(str(second_profile(profile)))}  [dim]another device of the same account[/]")
+    if made:
+        console.print(f"  account   {made.name}, password {PASSWORD}  [dim](for development only)[/]")
+        console.print(f"  recovery  [bold]{made.kit}[/]  [dim]shown once: it adds another device[/]")
     option = "" if is_default else f" --profile {profile}"
-    steps = (
-        f"""twinlock put home/todos/1 '{{"text": "buy milk", "done": false}}'{option}""",
-        f"twinlock query home/todos{option}",
-        "",
-        "or in Python:  async with await twinlock.connect() as db: ...",
-        "One profile is open in one process at a time.",
-    )
-    console.print(Panel("\n".join(map(escape, steps)), title="Next", title_align="left", expand=False))
+    console.print("\nNext, in two other terminals:")
+    console.print(f"  twinlock watch home/todos --profile {escape(str(second_profile(profile)))}")
+    console.print(escape(f"""  twinlock put home/todos/1 '{{"text": "buy milk", "done": false}}'{option}"""))
+    console.print("\nor in Python: [bold]async with await twinlock.connect() as db: ...[/]")
     console.print("[dim]Ctrl-C ends it; the data stays.[/]")
 
 

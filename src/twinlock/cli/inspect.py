@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from twinlock.cli.output import fail, run
+from twinlock.cli.output import fail, run, wide_console
 from twinlock.cli.server_folder import database_in, space_facts
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def inspect(
 def _server(database: Path) -> None:
     facts = space_facts(database)
     table = Table(box=SIMPLE, header_style="bold", title=f"{database}", title_justify="left")
-    table.add_column("space")
+    table.add_column("space", no_wrap=True)
     for name in ("entries", "bytes", "from seq", "to seq", "devices"):
         table.add_column(name, justify="right")
     for space in facts:
@@ -51,7 +51,7 @@ def _server(database: Path) -> None:
             space.space,
             *(f"{number:,}" for number in (space.entries, space.size, space.start, space.head, space.devices)),
         )
-    console = Console(highlight=False)
+    console = wide_console()
     console.print(table)
     console.print(f"  {len(facts)} spaces. [dim]Names, documents and fields are sealed: this is all there is.[/]")
 
@@ -60,7 +60,7 @@ async def _profile(place: Path) -> None:
     import twinlock
 
     async with await twinlock.connect(profile=place) as db:
-        console = Console(highlight=False, soft_wrap=True)
+        console = wide_console()
         key = "in a plain file, readable by whoever reads this disk" if db.weak_storage else "in a safe place"
         console.print(f"[bold]{escape(str(place))}[/]")
         console.print(f"  account [bold]{escape(db.name)}[/], {db.status}, {db.pending_count} writes not on the server")

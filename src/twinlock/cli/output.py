@@ -20,8 +20,16 @@ from twinlock.errors import TwinlockError
 Result = TypeVar("Result")
 SERVER_PACKAGES = ("uvicorn", "litestar", "uvloop", "prometheus_client", "structlog")
 
+PLAIN_WIDTH = 140
+
 # Results go to the standard output, plain, for programs; everything else is for people and goes to standard error.
 people = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def wide_console() -> Console:
+    """Return a console for results in columns; where no terminal sets its width it is wide enough for ids."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=PLAIN_WIDTH)
 
 
 def fail(code: str, text: str, fix: str = "", status: int = 1) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinlock.cli.output import fail, need_server_parts
+from twinlock.cli.output import errors_shown, fail, need_server_parts
 
 if TYPE_CHECKING:
     from twinlock.server.settings import Settings
@@ -43,5 +43,10 @@ def serve(
     need_server_parts()
     settings = read_settings(config, data=data, host=host, port=port)
     from twinlock.server.app import run
+    from twinlock.server.settings import SettingsError
 
-    run(settings)
+    try:
+        with errors_shown():
+            run(settings)
+    except SettingsError as exc:
+        fail("settings", str(exc))
