@@ -51,6 +51,9 @@ class _KeyFile(msgspec.Struct, frozen=True):
     name: str = ""
     sealed: bytes = b""
 
+    def __repr__(self) -> str:
+        return f"_KeyFile({self.custody}, hidden)"
+
 
 def create_store_key(folder: Path, passphrase: str | None, entropy: Entropy) -> HeldKey:
     """Make this profile's StoreKey and hand it to its holder."""

@@ -31,6 +31,9 @@ class Unlocker(msgspec.Struct, frozen=True):
     auth_key: bytes
     wrapped: bytes = b""
 
+    def __repr__(self) -> str:
+        return f"Unlocker({self.kind!r}, hidden)"
+
 
 class CreateAccount(msgspec.Struct, frozen=True):
     """`account.create` (anonymous): a new account with its log (genesis and first device) and unlockers."""
@@ -61,6 +64,9 @@ class OpenUnlocker(msgspec.Struct, frozen=True):
     name: str
     kind: str
     auth_key: bytes
+
+    def __repr__(self) -> str:
+        return f"OpenUnlocker({self.kind!r}, hidden)"
 
 
 class OpenUnlockerResult(msgspec.Struct, frozen=True):

@@ -46,11 +46,17 @@ class _Cached(msgspec.Struct, frozen=True, array_like=True):
     not_after_ms: int
     leased_ms: int
 
+    def __repr__(self) -> str:
+        return f"_Cached(epoch {self.epoch}, hidden)"
+
 
 class _Exported(msgspec.Struct, frozen=True, array_like=True):
     member_keys: dict[int, bytes]
     leases: list[_Cached]
     newest_ms: int
+
+    def __repr__(self) -> str:
+        return "_Exported(hidden)"
 
 
 class _Held(msgspec.Struct, frozen=True):

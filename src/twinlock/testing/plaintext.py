@@ -12,6 +12,8 @@ import msgspec
 BASE64_ALIGNMENTS = 3
 """A word may begin at any of three places of a base64 group, and looks different at each."""
 
+_ZEROS = bytes(4096)
+
 
 class Hit(msgspec.Struct, frozen=True):
     """Plaintext that was found: where, which word, and in what form."""
