@@ -220,6 +220,9 @@ def test_locked_writes_are_sealed_and_come_back_in_order(world, device):
 
     replica_of(device).absorb(open_records(records, device.keyring, store_key), NOW + 3)
 
+    # A crash before the side file was removed: the same records come again, and one more.
+    records.append(outbox.seal([UpdateDocument("c", "x", {"n": increment(0)})], NOW + 4))
+    assert len(replica_of(device).absorb(open_records(records, device.keyring, store_key), NOW + 5)) == 1
     assert replica_of(device).get("c", "x", NOW) == {"n": 5, "tags": ["a", "b"]}
     assert replica_of(device).get("c", "y", NOW) == {"when": 1}
     with pytest.raises(OpenError):

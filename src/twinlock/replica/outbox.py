@@ -40,6 +40,9 @@ CLOCK_AHEAD_MS_MAX = 60_000
 """Stamps further ahead of the corrected time than this come from a clock that was wrong, and are clamped."""
 
 
+_ABSORBED = "absorbed"
+
+
 class _RawChange(msgspec.Struct, array_like=True, frozen=True):
     schema: int
     edits: list[msgspec.Raw]
@@ -67,13 +70,16 @@ class Outbox:
 
     # Writing
 
-    def write(self, batch: Batch, now_ms: int, at: Hlc | None = None) -> tuple[int, list[Shown]]:
+    def write(
+        self, batch: Batch, now_ms: int, at: Hlc | None = None, mark: bytes | None = None
+    ) -> tuple[int, list[Shown]]:
         """Store a batch durably and return its token, and what is shown now.
 
         Args:
             batch: what to write.
             now_ms: the corrected time.
             at: when it was written, if that was earlier (while locked).
+            mark: what `absorbed_mark` returns from then on.
         """
         check_batch(batch)
         with self._store.transaction(durable=True):
@@ -94,8 +100,15 @@ class Outbox:
             if is_next:
                 chain = self._freeze(Kind.CHANGE, payload, [token], chain)
             save_chain(self._store, chain)
+            if mark is not None:
+                self._store.put_meta(_ABSORBED, mark)
         self.chain = chain
         return token, shown
+
+    @property
+    def absorbed_mark(self) -> bytes | None:
+        """The mark of the newest write that came from the side file."""
+        return self._store.get_meta(_ABSORBED)
 
     def _edits(self, batch: Batch, work: WorkingSet, now_ms: int, at: Hlc | None) -> list[Edit]:
         edits = []

@@ -6,6 +6,7 @@ queries. `now_ms` is always the corrected time (the device's clock plus the offs
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -115,15 +116,17 @@ class Replica:
     def absorb(self, opened: Sequence[bytes], now_ms: int) -> list[int]:
         """Make what was written while locked ordinary pending writes; return their tokens, in order.
 
-        Each is durable when this returns, so the side file may be removed then. After a crash in between it is
-        absorbed again: the edits then get new stamps, and increments count twice at worst. `opened` comes from
-        `locked.open_records`.
+        Each is durable when this returns, so the side file may be removed then. What was absorbed before a crash
+        that came in between is not absorbed again. `opened` comes from `locked.open_records`.
         """
         self._check_unlocked(now_ms)
+        marks = [hashlib.sha256(data).digest() for data in opened]
+        absorbed = self._outbox.absorbed_mark
+        done = marks.index(absorbed) + 1 if absorbed in marks else 0
         tokens = []
-        for data in opened:
+        for data, mark in zip(opened[done:], marks[done:], strict=True):
             stamp, intents = decode_locked(data)
-            token, shown = self._outbox.write(intents, now_ms, at=stamp)
+            token, shown = self._outbox.write(intents, now_ms, at=stamp, mark=mark)
             self._live.apply(shown)
             tokens.append(token)
         return tokens
