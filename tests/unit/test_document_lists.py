@@ -189,3 +189,14 @@ def test_there_is_always_room_between_two_places():
         middle = place_between(low, high, f"id{n}")
         assert low < middle < high
         low, high = (middle, high) if n % 3 else (low, middle)
+
+
+def test_places_in_a_list_that_was_overwritten_are_not_told_as_lost():
+    anna, ben = Device(ANNA), Device(BEN)
+    anna.insert(1, 0, "a", "one")
+    ben.document.merge(anna.document)
+    anna.insert(2, 1, "b", "two")
+    ben.update(3, {"steps": ["new"]})
+    ben.document.merge(anna.document)
+
+    assert [(conflict.path, conflict.value) for conflict in ben.document.conflicts()] == [(("steps", "b"), "two")]

@@ -426,3 +426,12 @@ def test_a_copy_goes_its_own_way(anna):
     anna.update(3, {"n": increment(1), "tags": array_union("c")})
 
     assert twin.value() == {"n": 2, "tags": ["a", "b"]}
+
+
+def test_a_leaf_that_an_increment_below_it_does_not_hide_is_not_told_as_lost(anna, ben):
+    anna.update(1, {"n": "x"})
+    ben.update(2, {"n.deep": increment(1)})
+    anna.read(ben)
+
+    assert anna.value == {"n": "x"}
+    assert anna.lost == [(("n", "deep"), 1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from twinlock.document.merge import State, Write, is_below
-from twinlock.document.seen import newest_at
 from twinlock.document.stamps import NEVER, Stamp, device_of, hlc_of
 from twinlock.document.values import (
     Path,
@@ -17,7 +16,7 @@ from twinlock.document.values import (
     keys_of,
     prefixes_of,
 )
-from twinlock.document.view import ELEMENT_PLACE, ELEMENT_VALUE, View, is_leaf
+from twinlock.document.view import ABSENT, ELEMENT_PLACE, ELEMENT_VALUE, View, is_leaf
 from twinlock.ids import DeviceId
 from twinlock.protocol.clock import Hlc
 
@@ -59,8 +58,8 @@ def _conflict(state: State, path: Path, value: Value, stamp: Stamp, added: bool 
 def _in_list(state: State, path: Path) -> bool:
     prefixes = prefixes_of(path)
     list_path = prefixes[-3] if len(prefixes) > 3 else ""
-    write = state.writes.get(list_path)
-    return write is not None and is_list_marker(write[1])
+    found = (state.writes.get(list_path), state.losers.get(list_path))
+    return any(write is not None and is_list_marker(write[1]) for write in found)
 
 
 def _is_told(state: State, path: Path, value: Value) -> bool:
@@ -110,11 +109,10 @@ def _is_outgrown(state: State, view: View, path: Path, stamp: Stamp) -> bool:
     """
     if stamp < view.limit(path):
         return False
-    saws = [other[2] for at, other in state.writes.items() if at != path and is_below(at, path) and other[0] >= stamp]
-    if saws:
-        return stamp > max(saws)
-    grown = [at for at in {*state.counters, *state.members} if at != path and is_below(at, path)]
-    return any(newest_at(state, at) >= stamp for at in grown)
+    facts = {*state.writes, *state.counters, *state.members}
+    shown = [at for at in facts if at != path and is_below(at, path) and view.leaf(at) is not ABSENT]
+    saws = [state.writes[at][2] for at in shown if at in state.writes and state.writes[at][0] >= stamp]
+    return stamp > max(saws) if saws else bool(shown)
 
 
 def _was_unseen(state: State, path: Path, stamp: Stamp) -> bool:
