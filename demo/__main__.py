@@ -21,21 +21,22 @@ def main() -> int:
     """Run the demo and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m demo", description="Show live sync under two keys.")
     parser.add_argument("--once", action="store_true", help="end after the story instead of keeping the server running")
-    once = parser.parse_args().once
+    parser.add_argument("--quakes", type=int, default=0, metavar="N", help="import only so many (all 1,707 by default)")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="twinlock-demo-", ignore_cleanup_errors=True) as folder:
         try:
-            return asyncio.run(_run(Path(folder), once))
+            return asyncio.run(_run(Path(folder), options.once, options.quakes or None))
         except KeyboardInterrupt:
             return 130
 
 
-async def _run(folder: Path, once: bool) -> int:
+async def _run(folder: Path, once: bool, quakes: int | None) -> int:
     screen, started = Screen(), time.perf_counter()
     stage = Stage(folder)
     try:
         screen.open()
         try:
-            await play(screen, stage)
+            await play(screen, stage, quakes)
         except Exception as exc:
             # A story that breaks off has failed; what broke is said, and its files' place for who wants to look.
             screen.check(False, f"the story broke off: {type(exc).__name__}: {exc}")

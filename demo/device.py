@@ -64,9 +64,9 @@ class Device:
         self._start(self._tell_arrivals())
         return {}
 
-    async def load(self, path: str, per_second: float) -> dict[str, Any]:
+    async def load(self, path: str, per_second: float, most: int) -> dict[str, Any]:
         """Write every earthquake of the catalogue as a document of its own, at a steady pace."""
-        features = json.loads(Path(path).read_text(encoding="utf-8"))["features"]  # noqa: ASYNC240
+        features = json.loads(Path(path).read_text(encoding="utf-8"))["features"][:most]  # noqa: ASYNC240
         quakes, started = self._quakes(), time.perf_counter()
         for index, feature in enumerate(features):
             ahead = started + index / per_second - time.perf_counter()

@@ -18,10 +18,10 @@ BURST_CHANGES = 1_000
 KILL_AFTER_ACKS = 200
 
 
-async def play(screen: Screen, stage: Stage) -> None:
-    """Show everything, in order."""
+async def play(screen: Screen, stage: Stage, quakes: int | None = None) -> None:
+    """Show everything, in order; with `quakes` only so many are imported."""
     await begin(screen, stage)
-    await live_import(screen, stage)
+    await live_import(screen, stage, quakes)
     await same_document(screen, stage)
     await offline(screen, stage)
     await server_killed(screen, stage)
@@ -51,9 +51,9 @@ async def begin(screen: Screen, stage: Stage) -> None:
     )
 
 
-async def live_import(screen: Screen, stage: Stage) -> None:
+async def live_import(screen: Screen, stage: Stage, quakes: int | None) -> None:
     """Import the catalogue on A while B shows it arriving."""
-    total = len(json.loads(CATALOGUE.read_text(encoding="utf-8"))["features"])
+    total = len(json.loads(CATALOGUE.read_text(encoding="utf-8"))["features"][:quakes])
     screen.scene(
         "Live sync",
         f"A writes {total:,} real earthquakes, {QUAKES_PER_S} a second, each a document; B sees them arrive.",
@@ -70,7 +70,7 @@ async def live_import(screen: Screen, stage: Stage) -> None:
 
         stage.b.on_event = show
         await stage.b.tell("follow")
-        loaded = await stage.a.tell("load", path=str(CATALOGUE), per_second=QUAKES_PER_S)
+        loaded = await stage.a.tell("load", path=str(CATALOGUE), per_second=QUAKES_PER_S, most=total)
 
         async def all_arrived() -> bool:
             return len(latencies_ms) >= total
