@@ -68,18 +68,23 @@ class LocalStore(ReplicaStore):
     @contextmanager
     def transaction(self, durable: bool) -> Iterator[None]:
         """Open a transaction, or a part of the open group that is taken back by itself when its block raises."""
-        if self._file.in_transaction:
-            with self._recounted(), self._file.savepoint():
+        opened = self._file.savepoint() if self._file.in_transaction else self._file.transaction(durable)
+        try:
+            with opened:
                 yield
-        else:
-            with self._recounted(), self._file.transaction(durable):
-                yield
+        except BaseException:
+            self._recount()
+            raise
 
     @contextmanager
     def group(self) -> Iterator[None]:
         """Let the transactions inside reach the disk together, when the block ends: one flush for all of them."""
-        with self._recounted(), self._file.transaction(durable=True):
-            yield
+        try:
+            with self._file.transaction(durable=True):
+                yield
+        except BaseException:
+            self._recount()
+            raise
 
     def close(self) -> None:
         """Release the file."""
@@ -236,13 +241,8 @@ class LocalStore(ReplicaStore):
         elif found != FORMAT:
             raise UpdateNeededError(f"a replica file of format {found.decode(errors='replace')}")
 
-    @contextmanager
-    def _recounted(self) -> Iterator[None]:
-        """Count again what is kept beside the tables when a transaction was taken back."""
-        try:
-            yield
-        except BaseException:
-            self._indexes.reload()
-            self._documents.recount()
-            self._outbox.recount()
-            raise
+    def _recount(self) -> None:
+        """Count again what is kept beside the tables, after a transaction was taken back."""
+        self._indexes.reload()
+        self._documents.recount()
+        self._outbox.recount()

@@ -67,13 +67,12 @@ class DocumentTables:
         return None if row is None else Seq(row[0])
 
     def mark_lost_above(self, seq: Seq) -> int:
-        """Mark what changed above a seq as lost; return how many documents are lost now."""
+        """Mark what changed above a seq as lost; return how many documents became so."""
         self._file.run(
             "UPDATE documents SET is_lost = 1, last_seq = ?1, base_seq = min(base_seq, ?1 + 1) WHERE last_seq > ?1",
             (seq,),
         )
-        (count,) = self._file.rows("SELECT count(*) FROM documents WHERE is_lost")[0]
-        return int(count)
+        return self._file.changed_rows()
 
     def lost_documents(self, bytes_max: int) -> list[StoredDocument]:
         """Return lost documents by key."""

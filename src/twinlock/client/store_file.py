@@ -10,7 +10,7 @@ from typing import Any
 import apsw
 
 from twinlock.client.private_files import make_private_file
-from twinlock.errors import StoreDamagedError, StoreError
+from twinlock.errors import StoreDamagedError, StoreError, TwinlockError
 
 CACHE_KIB = 16 << 10
 Row = tuple[Any, ...]
@@ -50,11 +50,13 @@ class StoreFile:
     @contextmanager
     def transaction(self, durable: bool) -> Iterator[None]:
         """Open a transaction; with `durable` it is on the disk when the block ends."""
-        with _translated():
+        try:
             if durable is not self._is_durable:
                 self._connection.pragma("synchronous", "full" if durable else "normal")
                 self._is_durable = durable
             self._connection.execute("BEGIN IMMEDIATE")
+        except apsw.Error as exc:
+            raise _translation(exc) from exc
         try:
             yield
             self.run("COMMIT")
@@ -82,37 +84,49 @@ class StoreFile:
         """Tell whether a transaction is open."""
         return self._connection.in_transaction
 
+    # These are called some dozen times for each change: a plain `except` costs nothing until something fails.
+
     def run(self, sql: str, parameters: Parameters = ()) -> None:
         """Run a statement for its effect."""
-        with _translated():
+        try:
             self._connection.execute(sql, parameters)
+        except apsw.Error as exc:
+            raise _translation(exc) from exc
 
     def run_many(self, sql: str, rows: Iterable[Parameters]) -> None:
         """Run a statement once for each row of parameters."""
-        with _translated():
+        try:
             self._connection.executemany(sql, rows)
+        except apsw.Error as exc:
+            raise _translation(exc) from exc
 
     def rows(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """Return all rows of a query."""
-        with _translated():
+        try:
             return self._connection.execute(sql, parameters).fetchall()
+        except apsw.Error as exc:
+            raise _translation(exc) from exc
 
     def row(self, sql: str, parameters: Parameters = ()) -> Row | None:
         """Return the first row of a query, or None."""
-        with _translated():
+        try:
             cursor = self._connection.execute(sql, parameters)
             found: Row | None = cursor.fetchone()
             cursor.close()
+        except apsw.Error as exc:
+            raise _translation(exc) from exc
         return found
 
     def each(self, sql: str, parameters: Parameters = ()) -> Generator[Row]:
         """Yield the rows of a query one by one; the caller may stop early."""
-        with _translated():
+        try:
             cursor = self._connection.execute(sql, parameters)
             try:
                 yield from cursor
             finally:
                 cursor.close()
+        except apsw.Error as exc:
+            raise _translation(exc) from exc
 
     def changed_rows(self) -> int:
         """Return how many rows the last statement changed."""
@@ -132,10 +146,14 @@ class StoreFile:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (apsw.NotADBError, apsw.CorruptError) as exc:
-        raise StoreDamagedError("the replica file does not open under its key") from exc
     except apsw.Error as exc:
-        raise StoreError(type(exc).__name__) from exc
+        raise _translation(exc) from exc
+
+
+def _translation(exc: apsw.Error) -> TwinlockError:
+    if isinstance(exc, apsw.NotADBError | apsw.CorruptError):
+        return StoreDamagedError("the replica file does not open under its key")
+    return StoreError(type(exc).__name__)
 
 
 def within_bytes(rows: Generator[Row], bytes_max: int, sized_column: int) -> list[Row]:
