@@ -12,13 +12,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import vectors_envelopes, vectors_keys, vectors_logs
+from tools import vectors_documents, vectors_envelopes, vectors_keys, vectors_logs, vectors_merging
 
 Case = dict[str, object]
 Vector = dict[str, object]
 
 FOLDER = Path(__file__).parents[1] / "spec" / "vectors"
-MAKERS: dict[str, Callable[[], Vector]] = {**vectors_keys.MAKERS, **vectors_logs.MAKERS, **vectors_envelopes.MAKERS}
+MAKERS: dict[str, Callable[[], Vector]] = {
+    **vectors_keys.MAKERS,
+    **vectors_logs.MAKERS,
+    **vectors_envelopes.MAKERS,
+    **vectors_documents.MAKERS,
+    **vectors_merging.MAKERS,
+}
 
 
 def make_all() -> dict[str, Vector]:
@@ -59,9 +65,10 @@ def main() -> int:
     if check_only:
         print("Not up to date:" if outdated else "All vectors are up to date.", *outdated)
         return 1 if outdated else 0
-    FOLDER.mkdir(parents=True, exist_ok=True)
     for name, vector in made.items():
-        (FOLDER / f"{name}.json").write_text(text_of(vector), encoding="utf-8")
+        path = FOLDER / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text_of(vector), encoding="utf-8")
     print(f"Wrote {len(made)} files, {len(outdated)} of them new or longer.")
     return 0
 
