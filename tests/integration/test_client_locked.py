@@ -1,5 +1,6 @@
 """Leases: what a device can do without one, and what lies on its disk."""
 
+import logging
 import shutil
 
 import pytest
@@ -87,6 +88,25 @@ async def test_writes_made_while_locked_survive_the_process_and_count_once(world
     await db.synced()
 
     assert (await db.space("home").collection("todos").doc("x").get())["n"] == 111
+
+
+async def test_an_altered_side_file_is_set_aside_and_locks_nobody_out(world, caplog):
+    clock = ShiftedClock()
+    db = await locked_device(world, clock)
+    await db.space("home").collection("todos").doc("y").set({"n": 2})
+    await db.close()
+    side_file = next(world.folder.glob("a/spaces/*/locked.log"))
+    raw = bytearray(side_file.read_bytes())
+    raw[-1] ^= 1
+    side_file.write_bytes(raw)
+    await world.restart()
+
+    with caplog.at_level(logging.CRITICAL):
+        db = await world.device("a", wall_ms=clock)
+        await db.synced()
+
+    assert (await db.space("home").collection("todos").doc("x").get())["n"] == 1
+    assert side_file.with_name("locked.damaged").read_bytes() == raw
 
 
 async def test_a_clock_set_back_does_not_make_a_lease_last(world):

@@ -9,6 +9,7 @@ from twinlock.client.private_files import make_private_file, sync_folder
 from twinlock.errors import StoreError
 
 FILE_NAME = "locked.log"
+SET_ASIDE_NAME = "locked.damaged"
 _LENGTH_BYTES = 4
 
 
@@ -57,6 +58,10 @@ class SideFile:
             found.append(data[at + _LENGTH_BYTES : end])
             at = end
         return found
+
+    def set_aside(self) -> None:
+        """Keep a file that does not open under another name, out of the way."""
+        self._path.replace(self._path.with_name(SET_ASIDE_NAME))
 
     def clear(self) -> None:
         """Forget the records, which lie in the outbox now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from weakref import WeakValueDictionary
@@ -27,9 +26,6 @@ from twinlock.sealing.space_entries import open_title, title_index
 from twinlock.sealing.space_keys import EpochKeys
 
 logger = logging.getLogger(__name__)
-
-ABSORBED = "absorbed-record"
-"""Which record of the side file was the last to become a write: a crash must not make two writes of one."""
 
 
 class SpaceRuntime:
@@ -242,17 +238,19 @@ class SpaceRuntime:
             return
         assert self._store is not None
         assert self.replica is not None
-        done = self._store.get_meta(ABSORBED)
-        digests = [hashlib.sha256(record).digest() for record in records]
-        fresh = records[digests.index(done) + 1 :] if done in digests else records
-        if fresh:
-            with self._store.group():
-                opened = open_records(fresh, self.keyring, self._context.state.store_key)
-                tokens = self.replica.absorb(opened, now_ms)
-                self._store.put_meta(ABSORBED, digests[-1])
-            # Those of an earlier run of the application come first, and have no handles any more.
-            own = self._locked_writes[-len(tokens) :]
-            self._writes.update(zip(tokens[-len(own) :] if own else [], own, strict=True))
+        try:
+            opened = open_records(records, self.keyring, self._context.state.store_key)
+        except OpenError:
+            # Somebody altered the file. What was written before must stay readable, and the evidence must stay too.
+            logger.exception("writes made while locked do not open", extra={"space": self.space.hex()})
+            self._side.set_aside()
+            return
+        with self._store.group():
+            tokens = self.replica.absorb(opened, now_ms)
+        # Those of an earlier run of the application come first, and have no handles any more.
+        count = min(len(tokens), len(self._locked_writes))
+        for token, write in zip(tokens[len(tokens) - count :], self._locked_writes[-count:], strict=False):
+            self._writes[token] = write
         self._locked_writes.clear()
         self._side.clear()
 
