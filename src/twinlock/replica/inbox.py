@@ -132,9 +132,9 @@ class Inbox:
         self.place = place
         save_place(self._store, place)
 
-    def forget_chains(self, after: Seq) -> dict[DeviceId, Counter]:
-        """Begin the chains anew that were read beyond an entry; return how far they had been."""
-        lost = {device: record.counter for device, record in self._chains.items() if record.seq > after}
+    def forget_chains(self, after: Seq) -> dict[DeviceId, EnvelopeId]:
+        """Begin the chains anew that were read beyond an entry; return the heads they had."""
+        lost = {device: record.id for device, record in self._chains.items() if record.seq > after}
         self._store.put_chains(dict.fromkeys(lost, b""))
         for device in lost:
             del self._chains[device]
@@ -148,11 +148,12 @@ class Inbox:
         self._store.release([kept.seq for kept in self._store.quarantined() if kept.seq > after])
         self._count_holes()
 
-    def has_come_back(self, expected: Mapping[DeviceId, Counter]) -> bool:
-        """Tell whether every chain has been read at least as far as told."""
-        return all(
-            device in self._chains and self._chains[device].counter >= counter for device, counter in expected.items()
-        )
+    def _note_return(self, device: DeviceId, identifier: EnvelopeId) -> None:
+        """Note that an envelope was read; if it was expected, so was the whole chain before it."""
+        expected = self.place.expected
+        if expected and expected.get(device) == identifier:
+            left = {name: head for name, head in expected.items() if name != device}
+            self.place = msgspec.structs.replace(self.place, expected=left)
 
     # Work
 
@@ -226,6 +227,7 @@ class Inbox:
         if tokens:
             self.events.append(WritesConfirmed(tokens))
         self._note_head(self._keyring.device, ChainHead(counter, known.id), entry.seq)
+        self._note_return(self._keyring.device, known.id)
         self._reader.adopt(self._keyring.device, ChainHead(counter, known.id))
         if known.kind == Kind.SNAPSHOT or not (tokens or known.seq == entry.seq):
             self._merge_own(entry, work)
@@ -321,6 +323,7 @@ class Inbox:
         seqs: dict[DeviceId, Seq] = {}
         for opened in page.opened:
             seqs[opened.source.device] = opened.source.seq
+            self._note_return(opened.source.device, opened.source.id)
         for kept in page.quarantined:
             seqs.setdefault(DeviceId(kept.entry.envelope[_DEVICE]), kept.entry.seq)
         for device, head in page.heads.items():

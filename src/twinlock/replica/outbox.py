@@ -15,7 +15,7 @@ from twinlock.document.stamps import Stamp, stamp_of
 from twinlock.errors import DocumentTooLargeError
 from twinlock.ids import NO_ENVELOPE, Counter, DeviceId, EnvelopeId, Seq
 from twinlock.protocol.clock import Hlc, HybridClock, milliseconds_of, pack
-from twinlock.protocol.envelope import Kind
+from twinlock.protocol.envelope import Kind, parse
 from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX, PUSH_BYTES_MAX, PUSH_ENVELOPES_MAX
 from twinlock.replica.batch import Batch
 from twinlock.replica.documents import Shown, WorkingSet
@@ -23,7 +23,7 @@ from twinlock.replica.intents import check_batch, operations_of
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.state import OwnChain, load_chain, save_chain
 from twinlock.replica.store import DocumentKey, OwnEnvelope, PendingWrite, ReplicaStore
-from twinlock.sealing.cipher import Sealer
+from twinlock.sealing.cipher import Sealer, open_payload
 from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
 
 WINDOW = CONNECTION_PUSHES_IN_FLIGHT_MAX
@@ -259,13 +259,25 @@ class Outbox:
         """Move the writes of an envelope to the refused ones; what was frozen after it is to be sealed again."""
         writes = self._store.writes_of(counter)
         tokens = tuple(write.token for write in writes)
+        self.thaw(Counter(counter + 1))
         self._store.thaw(counter)
         self._store.refuse(tokens, code, detail)
         return tokens, self._rebuild(key for write in writes for key in write.keys)
 
     def thaw(self, from_counter: Counter) -> None:
         """Drop frozen envelopes from a counter on: their writes are sealed again, snapshots are made anew."""
+        self._keep_contents(from_counter)
         self._store.thaw(from_counter)
+
+    def _keep_contents(self, from_counter: Counter) -> None:
+        """Make writes again of changes that were frozen anew to heal the server and are now to be dropped."""
+        for sealed in self._store.frozen_envelopes(Counter(from_counter - 1), 1 << 62):
+            if sealed.kind == Kind.CHANGE and not self._store.writes_of(sealed.counter):
+                envelope = parse(sealed.data)
+                keys = self._keyring.keys(envelope.header.epoch)
+                if keys is not None:
+                    # The documents show it already, so it touches none of them as a pending write.
+                    self._store.add_write(open_payload(envelope, keys), ())
 
     def adopt(self, counter: Counter, identifier: EnvelopeId) -> None:
         """Go on from another head of the own chain."""

@@ -181,12 +181,13 @@ class Replica:
         lost = self._inbox.forget_chains(resume)
         self._store.mark_lost_above(resume)
         self._store.refreeze(frame.own_counter)
-        expected = {**place.expected, **lost}
+        # A head that is still awaited from an earlier restore lies further along its chain.
+        expected = {**lost, **place.expected}
         newest = {epoch: min(seq, resume) for epoch, seq in place.newest_of_epoch.items()}
         read_from = min(place.read_from, Seq(resume + 1))
         self._inbox.move(
             msgspec.structs.replace(
-                place, cursor=resume, read_from=read_from, newest_of_epoch=newest, expected=expected
+                place, cursor=resume, read_from=read_from, newest_of_epoch=newest, expected=expected, is_healing=True
             )
         )
         self._events.append(KeyringRowsWanted())

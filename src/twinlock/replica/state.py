@@ -18,16 +18,17 @@ class Place(msgspec.Struct, frozen=True):
     """Where this device stands in the server's log.
 
     Everything in [read_from, cursor] was read. `newest_of_epoch` tells the last entry sealed under each epoch.
-    `expected` are the chain heads that were known when the server was restored to an older state: until they have
-    come back, documents marked as lost may have to be posted again. `may_compact` is False for good once something
-    of a newer version was met.
+    `expected` are the chain heads that were known when the server was restored to an older state: until these very
+    envelopes have come back (`is_healing`), documents marked as lost may have to be posted again. `may_compact` ends
+    for good once something of a newer version was met.
     """
 
     incarnation: Incarnation = Incarnation(b"")
     cursor: Seq = Seq(0)
     read_from: Seq = Seq(1)
     newest_of_epoch: Mapping[Epoch, Seq] = {}
-    expected: Mapping[DeviceId, Counter] = {}
+    expected: Mapping[DeviceId, EnvelopeId] = {}
+    is_healing: bool = False
     may_compact: bool = True
 
 

@@ -130,18 +130,18 @@ class Upkeep:
         role = self._keyring.log.role_of(self._keyring.account)
         if role is None or not role.may_write(Kind.SNAPSHOT):
             return False
-        if self._inbox.place.expected:
+        if self._inbox.place.is_healing:
             return self._is_healing_wanted()
         return self._may_compact and self._is_due()
 
     def _is_healing_wanted(self) -> bool:
         """Tell whether a restored server still lacks something; what has come back needs no healing."""
         place = self._inbox.place
-        if not self._inbox.has_come_back(place.expected) and self._store.lost_documents(1):
+        if place.expected and self._store.lost_documents(1):
             return True
         with self._store.transaction(durable=False):
             self._store.clear_lost()
-            self._inbox.move(msgspec.structs.replace(place, expected={}))
+            self._inbox.move(msgspec.structs.replace(place, expected={}, is_healing=False))
         return False
 
     @property
@@ -161,7 +161,7 @@ class Upkeep:
 
     def _begin(self) -> bool:
         """Seal the next snapshots: of lost documents first, else of those that hold the log's oldest part."""
-        is_healing = bool(self._inbox.place.expected)
+        is_healing = self._inbox.place.is_healing
         if not is_healing and not self._is_told:
             # Another device has packed and may have cut, which only the server can tell: a cut up to 0 asks for it.
             self._ask_cut(Seq(0))
