@@ -76,7 +76,7 @@ def queries(draw):
     return query.limit(draw(st.integers(1, 4))) if draw(st.booleans()) else query
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=collections, after=collections, query=queries())
 def test_a_query_by_index_equals_the_pure_query(tmp_path, before, after, query):
     path = tmp_path / f"{os.urandom(8).hex()}.db"

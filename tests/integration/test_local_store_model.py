@@ -85,7 +85,7 @@ def possible(store, call):
     return True
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(calls=st.lists(calls, max_size=14), bytes_max=sizes)
 def test_the_file_answers_as_the_memory_does(tmp_path, calls, bytes_max):
     path = tmp_path / "replica.db"

@@ -233,7 +233,7 @@ class Courier(Peer):
             and runtime.pending_count == 0
             for runtime in self.runtimes.values()
             # A space that this device is refused is not waited for.
-            if not runtime.lease_refused
+            if not runtime.is_refused
         )
 
     async def synced(self) -> None:
@@ -281,11 +281,11 @@ class Courier(Peer):
         except TwinlockError as exc:
             logger.warning("no lease", extra={"space": runtime.space.hex(), "code": exc.code})
             self._connection.last_error = exc
-            runtime.lease_refused = isinstance(exc, LeaseRefusedError)
+            runtime.is_refused = isinstance(exc, LeaseRefusedError)
             runtime.lease_retry_ms = now_ms + max(exc.retry_after_ms, LEASE_RETRY_MS)
             self._check_waiters()
             return
-        runtime.lease_refused = False
+        runtime.is_refused = False
         if not runtime.keyring.has_member_key:
             self._want_logs(runtime)
         was_locked = runtime.is_locked
@@ -377,9 +377,14 @@ class Courier(Peer):
             return
         error = error_from_code(notice.code, notice.detail, notice.retry_after_ms)
         self._connection.last_error = error
-        if runtime is None:
+        if runtime is None or error.retry != "no":
+            # The server closes, or could not serve just now: the next connection asks again, after a while.
             raise error
-        logger.warning("the server says", extra={"space": runtime.space.hex(), "code": notice.code})
+        logger.warning("a space is refused", extra={"space": runtime.space.hex(), "code": notice.code})
+        self._detach(runtime)
+        runtime.attached = False
+        runtime.is_refused = True
+        self._check_waiters()
 
     def _want_logs(self, runtime: SpaceRuntime) -> None:
         async def read() -> None:

@@ -40,9 +40,9 @@ class SpaceRuntime:
         "_store",
         "_writes",
         "attached",
+        "is_refused",
         "keyring",
         "lease_nonce",
-        "lease_refused",
         "lease_retry_ms",
         "replica",
         "space",
@@ -69,7 +69,7 @@ class SpaceRuntime:
         self.attached = False
         self.lease_nonce = b""
         self.lease_retry_ms = 0
-        self.lease_refused = False
+        self.is_refused = False
         self.title: str | None = None
         self.was_open = self._file.wrapped_epoch > 0
 
