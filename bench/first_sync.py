@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
 import time
 from pathlib import Path
 
 import twinlock
+from bench.machine import resident_bytes_max
 from bench.scenarios.devices import SPACE, settled
 
 
 async def main(url: str, name: str, kit: str, profile: str, count: int) -> None:
     """Enrol, read everything, and print what it took as JSON."""
-    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_bytes_max()
     started = time.perf_counter()
     async with await twinlock.recover(url, name, kit, profile=Path(profile)) as db:
         docs = db.space(SPACE).collection("docs")
@@ -28,8 +28,8 @@ async def main(url: str, name: str, kit: str, profile: str, count: int) -> None:
 
         await settled(complete)
         seconds = time.perf_counter() - started
-    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
-    print(json.dumps({"seconds": seconds, "grown_mib": grown_kib / 1024}))
+    grown = resident_bytes_max() - before
+    print(json.dumps({"seconds": seconds, "grown_mib": grown / (1 << 20)}))
 
 
 if __name__ == "__main__":

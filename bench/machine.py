@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import socket
 import sys
 import time
@@ -52,6 +53,16 @@ def resident_bytes(pid: int) -> int:
     except OSError:
         return 0
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_bytes_max() -> int:
+    """Return how much memory this process held at most so far."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        # In kilobytes on most systems, and for a child no less than what its parent held.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
 
 def fdatasync_ms(folder: Path, times: int = 200) -> float:

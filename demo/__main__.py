@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -26,12 +27,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="twinlock-demo-", ignore_cleanup_errors=True) as folder:
         try:
             return asyncio.run(_run(Path(folder), options.once, options.quakes or None))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, asyncio.CancelledError):
             return 130
 
 
 async def _run(folder: Path, once: bool, quakes: int | None) -> int:
     screen, started = Screen(), time.perf_counter()
+    whole = asyncio.current_task()
+    assert whole is not None
+    # However it is ended, no process of it is left behind.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, whole.cancel)
     stage = Stage(folder)
     try:
         screen.open()
@@ -51,15 +56,17 @@ async def _run(folder: Path, once: bool, quakes: int | None) -> int:
 
 
 def _next_steps(stage: Stage) -> list[str]:
+    command = ".venv/bin/python -m twinlock"
     return [
         f"The server keeps running at {stage.url} until Ctrl-C. In two other terminals:",
         "",
-        f"  .venv/bin/python -m twinlock watch atlas/quakes --count 2000 --profile {stage.b.profile}",
-        f"  .venv/bin/python -m twinlock put atlas/quakes/mine '{{\"mag\": 4.2}}' --profile {stage.a.profile}",
-        f"  .venv/bin/python -m twinlock query atlas/quakes -w 'properties.mag >= 5' --profile {stage.a.profile}",
-        f"  .venv/bin/python -m twinlock inspect {stage.server.data}",
+        f"  {command} watch atlas/notes --profile {stage.b.profile}",
+        f"""  {command} put atlas/notes/1 '{{"text": "hello"}}' --profile {stage.a.profile}""",
         "",
-        "Your own: [bold]twinlock dev[/], then the four lines of README.md.",
+        f"  {command} query atlas/quakes -w 'properties.mag >= 5' --profile {stage.a.profile}",
+        f"  {command} inspect {stage.server.data}",
+        "",
+        f"An application of your own: {command} dev, then the four lines of README.md.",
     ]
 
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -76,7 +75,9 @@ class Screen:
         else:
             self.console.print(f"[bold green]Every check passed[/] in {seconds:.0f} s")
         if lines:
-            self.console.print(Panel("\n".join(lines), title="How to go on", title_align="left", expand=False))
+            self.console.print("\n[bold]How to go on[/]")
+        for line in lines:
+            self._line(f"   {escape(line)}")
 
     def _line(self, text: str) -> None:
         self.console.print(text, soft_wrap=True)
