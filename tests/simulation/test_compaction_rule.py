@@ -93,7 +93,7 @@ class Device:
             document.base_seq = base_after_snapshot(
                 document.base_seq, document.last_seq, entry.as_of, entry.seq, self.progress
             )
-            document.last_seq = max(document.last_seq, entry.as_of)
+            document.last_seq = max(document.last_seq, entry.seq)
             document.writes |= writes
 
     def note_change(self, write: tuple[str, int], seq: int) -> None:

@@ -123,9 +123,9 @@ class OpenDocument:
     def note_snapshot(self, as_of: Seq, seq: Seq, progress: Progress) -> None:
         """Note that the whole document lies in a snapshot at `seq`."""
         self.base_seq = base_after_snapshot(self.base_seq, self.last_seq, as_of, seq, progress)
-        # What the snapshot tells may have been written as late as its author had read: if the server is restored to
-        # before that, the document may be lost.
-        self.last_seq = max(self.last_seq, as_of)
+        # A snapshot that heals carries what stands nowhere before it: if the server is restored to a state without
+        # this one, the document may be lost.
+        self.last_seq = max(self.last_seq, seq)
 
     def settle(self, writes_count: int) -> None:
         """Note that some pending writes, whose edits were applied as confirmed, are pending no more."""
