@@ -21,6 +21,8 @@ from twinlock.protocol.frames import (
     Challenge,
     Entries,
     Entry,
+    Lease,
+    Leases,
     Notice,
     Push,
     Reject,
@@ -183,6 +185,25 @@ def test_calls_in_flight_are_bounded():
 
     with pytest.raises(LimitExceededError):
         session.call("account.spaces", Nothing())
+
+
+def test_leases_of_many_spaces_wait_their_turn_and_leave_room_for_calls():
+    session = open_session()
+    requests = [Lease(SPACE, [1], number.to_bytes(32, "big"), 0, bytes(64)) for number in range(600)]
+    for request in requests:
+        session.lease(request)
+
+    session.call("account.spaces", Nothing())
+    asked = [codec.decode_client(data) for data in session.take_output()]
+    assert [frame for frame in asked if isinstance(frame, Lease)] == requests[: len(asked) - 1]
+    assert len(asked) < CONNECTION_CALLS_IN_FLIGHT_MAX
+
+    while asked:
+        session.receive(codec.encode(Leases(SPACE, asked[0].nonce, [], 0, b"", 0, b"")), 0)
+        answered = asked.pop(0)
+        asked = [frame for frame in asked if isinstance(frame, Lease)]
+        asked += [codec.decode_client(data) for data in session.take_output()]
+    assert answered == requests[-1]
 
 
 def test_attached_spaces_are_bounded():

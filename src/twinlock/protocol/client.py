@@ -55,6 +55,9 @@ from twinlock.protocol.limits import (
 )
 
 NONCE_BYTES = 32
+LEASES_IN_FLIGHT_MAX = CONNECTION_CALLS_IN_FLIGHT_MAX // 2
+"""A device of many spaces asks for all its keys at once; the rest of the window is left to calls."""
+
 _COUNTER = slice(40, 48)
 """Where the counter stands in an envelope's header."""
 
@@ -122,6 +125,7 @@ class ClientSession:
         "_entropy",
         "_hello_ms",
         "_identity",
+        "_leases",
         "_next_call",
         "_origin",
         "_output",
@@ -129,6 +133,7 @@ class ClientSession:
         "_server_id",
         "_state",
         "_ticket",
+        "_waiting_leases",
     )
 
     def __init__(
@@ -153,6 +158,8 @@ class ClientSession:
         self._pushes: dict[SpaceId, deque[Counter]] = {}
         self._calls: set[int] = set()
         self._next_call = 1
+        self._leases: set[bytes] = set()
+        self._waiting_leases: deque[Lease] = deque()
 
     @property
     def welcomed(self) -> bool:
@@ -166,8 +173,8 @@ class ClientSession:
 
     @property
     def call_room(self) -> int:
-        """How many more calls may be in flight now."""
-        return CONNECTION_CALLS_IN_FLIGHT_MAX - len(self._calls)
+        """How many more calls may be in flight now; leases that are not answered yet count too."""
+        return CONNECTION_CALLS_IN_FLIGHT_MAX - len(self._calls) - len(self._leases)
 
     def is_attached(self, space: SpaceId) -> bool:
         """Tell whether the server has confirmed the attachment of a space."""
@@ -285,7 +292,11 @@ class ClientSession:
                 return self._on_attached(frame)
             case Reply():
                 return self._on_reply(frame)
-            case Leases() | Signals() | Notice() | Goaway():
+            case Leases():
+                self._leases.discard(frame.nonce)
+                self._send_leases()
+                return frame
+            case Signals() | Notice() | Goaway():
                 return frame
         raise UnexpectedFrameError(f"{type(frame).__name__} in an open session")
 
@@ -309,6 +320,7 @@ class ClientSession:
         if frame.id not in self._calls:
             raise UnexpectedFrameError(f"a reply to call {frame.id}, which is not open")
         self._calls.discard(frame.id)
+        self._send_leases()
         error = frame.error
         failure = error_from_code(error.code, error.detail, error.retry_after_ms) if error is not None else None
         return Replied(frame.id, frame.result, failure)
@@ -353,8 +365,10 @@ class ClientSession:
         self._send_open(Push(space, list(envelopes)))
 
     def lease(self, request: Lease) -> None:
-        """Ask for service keys, with a request that the device has signed."""
-        self._send_open(request)
+        """Ask for service keys, with a request that the device has signed; it waits while too many are in flight."""
+        self._check_open(request)
+        self._waiting_leases.append(request)
+        self._send_leases()
 
     def request_lease(self, space: SpaceId, epochs: Sequence[Epoch], now_ms: int) -> bytes:
         """Sign and send a request for service keys; return its nonce, which the answer repeats.
@@ -407,10 +421,19 @@ class ClientSession:
         self._state = _State.CLOSED
         self._output.clear()
 
+    def _send_leases(self) -> None:
+        while self._waiting_leases and self.call_room > 0 and len(self._leases) < LEASES_IN_FLIGHT_MAX:
+            request = self._waiting_leases.popleft()
+            self._leases.add(request.nonce)
+            self._send(request)
+
     def _send_open(self, frame: ClientFrame) -> None:
+        self._check_open(frame)
+        self._send(frame)
+
+    def _check_open(self, frame: ClientFrame) -> None:
         if self._state is not _State.WELCOMED:
             raise UnexpectedFrameError(f"{type(frame).__name__} while {self._state.value}")
-        self._send(frame)
 
     def _send(self, frame: ClientFrame) -> None:
         self._output.append(codec.encode(frame))
