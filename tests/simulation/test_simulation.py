@@ -9,10 +9,11 @@ from twinlock.testing.simulator import simulate
 REGRESSIONS = Path(__file__).with_name("regressions.txt")
 
 
-def found_seeds() -> list[int]:
-    """Return the seeds that once found a fault."""
+def found_seeds() -> list[tuple[int, int]]:
+    """Return the seeds that once found a fault, and how many steps it took."""
     lines = REGRESSIONS.read_text(encoding="utf-8").splitlines()
-    return [int(line.split()[0]) for line in lines if line and not line.startswith("#")]
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(int(seed), int(steps)) for seed, steps, *_ in words]
 
 
 @pytest.mark.parametrize("block", range(4))
@@ -21,9 +22,9 @@ def test_devices_converge_and_lose_nothing(block):
         simulate(seed)
 
 
-@pytest.mark.parametrize("seed", found_seeds())
-def test_seeds_that_found_a_fault_stay_mended(seed):
-    simulate(seed)
+@pytest.mark.parametrize(("seed", "steps_count"), found_seeds())
+def test_seeds_that_found_a_fault_stay_mended(seed, steps_count):
+    simulate(seed, steps_count)
 
 
 def test_the_same_seed_gives_the_same_run():

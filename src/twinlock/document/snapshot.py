@@ -50,15 +50,19 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     as_of: Seq
     heads: list[ChainHead]
     documents: list[PackedDocument]
+    incarnation: bytes = b""
+    """The life of the server's database that `as_of` counts in; after a restore the same numbers mean other entries."""
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Snapshot] = msgspec.msgpack.Decoder(Snapshot)
 
 
-def encode_snapshot(as_of: Seq, heads: list[ChainHead], documents: list[PackedDocument]) -> bytes:
+def encode_snapshot(
+    as_of: Seq, heads: list[ChainHead], documents: list[PackedDocument], incarnation: bytes = b""
+) -> bytes:
     """Return the payload of a snapshot envelope."""
-    return _encoder.encode(Snapshot(SNAPSHOT_VERSION, as_of, heads, documents))
+    return _encoder.encode(Snapshot(SNAPSHOT_VERSION, as_of, heads, documents, incarnation))
 
 
 def decode_snapshot(payload: bytes) -> Snapshot:

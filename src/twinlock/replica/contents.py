@@ -25,6 +25,7 @@ class PackedState(msgspec.Struct, frozen=True):
 class SnapshotContent(msgspec.Struct, frozen=True):
     """A snapshot, and the newest stamp in it."""
 
+    incarnation: bytes
     as_of: Seq
     states: list[PackedState]
     latest: Hlc
@@ -68,7 +69,7 @@ def _decode_snapshot(payload: bytes) -> SnapshotContent:
     snapshot = decode_snapshot(payload)
     states = [PackedState(packed, Document.decode(packed.state)) for packed in snapshot.documents]
     latest = max((state.state.latest for state in states), default=Hlc(0))
-    return SnapshotContent(snapshot.as_of, states, latest)
+    return SnapshotContent(snapshot.incarnation, snapshot.as_of, states, latest)
 
 
 def _check_drop(change: Change, source: Source) -> None:

@@ -289,6 +289,10 @@ class Inbox:
             if state.state.has_unknown:
                 self.place = msgspec.structs.replace(self.place, may_compact=False)
             document.merge(state.state)
+            if content.incarnation != self.place.incarnation:
+                # Sealed before the server was restored: its `as_of` counts entries that are not those of now.
+                document.note_seq(source.seq)
+                continue
             first_seq = note_part(self._fragments, source.device, content.as_of, source.seq, packed)
             if first_seq == source.seq:
                 document.note_snapshot(content.as_of, source.seq, progress)

@@ -8,7 +8,7 @@ import msgspec
 
 from twinlock.document.snapshot import ChainHead as PackedHead
 from twinlock.document.snapshot import PackedDocument, encode_snapshot, fragments_of
-from twinlock.ids import DeviceId, Seq
+from twinlock.ids import DeviceId, Incarnation, Seq
 from twinlock.replica.store import StoredDocument
 from twinlock.sealing.chains import ChainHead
 from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
@@ -31,7 +31,7 @@ class Fragments(msgspec.Struct, frozen=True):
 
 
 def snapshot_payloads(
-    documents: Sequence[StoredDocument], as_of: Seq, heads: Mapping[DeviceId, ChainHead]
+    documents: Sequence[StoredDocument], as_of: Seq, heads: Mapping[DeviceId, ChainHead], incarnation: Incarnation
 ) -> list[bytes]:
     """Return the payloads of as few snapshots as hold the documents' confirmed states."""
     named = [PackedHead(device, head.counter, head.id) for device, head in sorted(heads.items())[:HEADS_MAX]]
@@ -44,8 +44,8 @@ def snapshot_payloads(
         parts = fragments_of(document.confirmed, PART_BYTES_MAX)
         for number, part in enumerate(parts):
             packed = PackedDocument(document.collection, document.id, part, number, len(parts))
-            payloads.append(encode_snapshot(as_of, named, [packed]))
-    payloads += [encode_snapshot(as_of, named, group) for group in _groups(whole)]
+            payloads.append(encode_snapshot(as_of, named, [packed], incarnation))
+    payloads += [encode_snapshot(as_of, named, group, incarnation) for group in _groups(whole)]
     return payloads
 
 

@@ -179,7 +179,7 @@ class Upkeep:
         as_of = self._inbox.place.cursor
         if is_cut and not self._goal:
             self._goal = as_of
-        payloads = snapshot_payloads(documents, as_of, self._inbox.heads)
+        payloads = snapshot_payloads(documents, as_of, self._inbox.heads, self._inbox.place.incarnation)
         with self._store.transaction(durable=True):
             last = self._outbox.freeze_snapshots(payloads)
         self._pack = _Pack(last, as_of, is_cut)
