@@ -16,6 +16,7 @@ from twinlock.errors import (
     ClosedError,
     LeaseExpiredError,
     LeaseRefusedError,
+    LogForkError,
     StoreError,
     TwinlockError,
     error_from_code,
@@ -119,6 +120,8 @@ class Courier(Peer):
                     if not name.startswith("cut "):
                         self._missed[name] = chore
                     logger.info("a chore failed", extra={"chore": name, "code": exc.code})
+                    if isinstance(exc, LogForkError):
+                        self._connection.last_error = exc
                 finally:
                     self._busy = False
             self._check_waiters()
@@ -169,6 +172,7 @@ class Courier(Peer):
             case Attached():
                 runtime.attached = True
                 replica.on_attached(event, now_ms)
+                _check_log_head(runtime, event)
                 # What lies in quarantine may have waited for a log that the last connection could not read.
                 if event.log_seq != runtime.keyring.log.seq or replica.quarantined():
                     self._want_logs(runtime)
@@ -217,7 +221,9 @@ class Courier(Peer):
                 runtime.replica.on_disconnected()
 
     def _wake_ms(self, now_ms: int) -> int:
-        moments = [replica.wake_ms() for replica in self.replicas().values()]
+        # Without a session there is nothing that a replica could do with its turn.
+        replicas = self.replicas() if self._session() is not None else {}
+        moments = [replica.wake_ms() for replica in replicas.values()]
         return min((moment for moment in moments if moment is not None), default=now_ms + TEND_INTERVAL_MS)
 
     # Waiting
@@ -324,7 +330,7 @@ class Courier(Peer):
         if session is None:
             return
         for runtime in self.runtimes.values():
-            if runtime.attached and runtime.replica is not None:
+            if runtime.attached and runtime.replica is not None and runtime.may_push:
                 self._pushes.extend((runtime.space, push) for push in runtime.replica.outgoing(now_ms))
         while self._pushes and session.push_room > 0:
             space, push = self._pushes.popleft()
@@ -417,3 +423,14 @@ class Courier(Peer):
 
     def _now_ms(self) -> int:
         return self._context.clock.now_ms()
+
+
+def _check_log_head(runtime: SpaceRuntime, frame: Attached) -> None:
+    """Leave a server that shows another log of as many entries; a shorter or a longer one is read and compared.
+
+    Raises:
+        LogForkError: it does.
+    """
+    known = runtime.keyring.log
+    if frame.log_seq == known.seq and frame.log_head != known.head:
+        raise LogForkError(f"entry {known.seq} of a space's log is another one")

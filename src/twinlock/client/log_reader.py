@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import LogForkError, LogInvalidError
+from twinlock.errors import LogConflictError, LogForkError, LogInvalidError, RoleError, SignatureError
 from twinlock.ids import AccountId, SpaceId
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import (
+    AppendLog,
     KeyringRow,
+    LogHead,
     Nothing,
     PutKeyring,
     ReadKeyring,
@@ -46,7 +50,7 @@ class LogReader:
         Raises:
             LogInvalidError: the server gave another space's log.
         """
-        entries = await self._entries("space.log", space, 0)
+        entries = await self._fresh("space", space, [])
         if replay_space(entries).space != space:
             raise LogInvalidError("the log is another space's")
         self._context.state.put_space_log(space, entries)
@@ -57,9 +61,12 @@ class LogReader:
     async def read(self, runtime: SpaceRuntime) -> bool:
         """Bring a space's log, its members' logs and its member key up to date; return whether anything is new."""
         before = runtime.keyring.log.seq
-        entries = await self._entries("space.log", runtime.space, before)
+        entries = await self._fresh("space", runtime.space, runtime.entries)
         if entries:
-            runtime.grow_log(entries)
+            try:
+                runtime.grow_log(entries)
+            except SignatureError as exc:
+                raise LogForkError(f"what follows entry {before} of a space's log does not fit to it") from exc
         return await self.fill(runtime) or bool(entries)
 
     async def put_keyring_row(self, runtime: SpaceRuntime) -> None:
@@ -85,25 +92,44 @@ class LogReader:
 
     async def _account(self, account: AccountId) -> AccountState:
         known = self._context.state.account_log(account)
-        entries = await self._entries("account.log", account, len(known))
-        state = replay_account([*known, *entries])
+        entries = await self._fresh("account", account, known)
+        try:
+            state = replay_account([*known, *entries])
+        except SignatureError as exc:
+            raise LogForkError(f"what follows entry {len(known)} of an account's log does not fit to it") from exc
         if state.account != account:
             raise LogInvalidError("the log is another account's")
         if entries:
             self._context.state.put_account_log(account, [*known, *entries])
         return state
 
-    async def _entries(self, method: str, log: bytes, after_seq: int) -> list[SignedEntry]:
+    async def _fresh(self, kind: str, log: bytes, known: Sequence[SignedEntry]) -> list[SignedEntry]:
         """Return all entries of a log after those that are known, page by page.
 
+        A server that was restored to an older state is given what it lacks: who signed an entry need not bring it.
+
         Raises:
-            LogForkError: the server has fewer than this device knows.
+            LogForkError: the server has other entries, or does not take those that it lacks.
         """
-        found: list[SignedEntry] = []
+        # The newest known entry is read again: a log that goes on differently is as long as the true one, or longer.
+        overlap = list(known[-1:])
+        entries: list[SignedEntry] = []
         while True:
-            page = await self._connection.call(method, ReadLog(log, after_seq + len(found)), ReadLogResult)
-            found += page.entries
-            if page.seq < after_seq:
-                raise LogForkError(f"{after_seq} entries are known, the server has {page.seq}")
-            if not page.entries or after_seq + len(found) >= page.seq:
-                return found
+            after_seq = len(known) - len(overlap) + len(entries)
+            page = await self._connection.call(f"{kind}.log", ReadLog(log, after_seq), ReadLogResult)
+            entries += page.entries
+            if page.seq < len(known):
+                await self._supply(kind, AppendLog(log, page.seq, list(known[page.seq :])))
+                return []
+            if entries[: len(overlap)] != overlap:
+                raise LogForkError(f"entry {len(known)} of a log is another one")
+            if not page.entries or len(known) - len(overlap) + len(entries) >= page.seq:
+                return entries[len(overlap) :]
+
+    async def _supply(self, kind: str, missing: AppendLog) -> None:
+        try:
+            await self._connection.call(f"{kind}.append", missing, LogHead)
+        except (LogConflictError, LogInvalidError, RoleError, SignatureError) as exc:
+            raise LogForkError(
+                f"the server has {missing.expect_seq} entries of a log, and not those known here"
+            ) from exc

@@ -200,6 +200,11 @@ class SpaceRuntime:
             return self.replica.pending_count
         return len(self._side.records())
 
+    @property
+    def may_push(self) -> bool:
+        """Tell whether anything waits for the server; without a look at the file."""
+        return self._store is not None and bool(self._store.pending_count() or self._store.frozen_count())
+
     def write_all(self, writes: Sequence[tuple[Batch, Write]], now_ms: int) -> list[TwinlockError | None]:
         """Make writes durable on this device, all with one flush; return each one's error or None.
 

@@ -103,9 +103,12 @@ def find_space(context: DeviceContext, runtimes: Iterable[SpaceRuntime], wanted:
     """
     known = list(runtimes)
     identifier = _as_id(wanted)
+    for runtime in known:
+        if wanted == runtime.title or runtime.space == identifier:
+            return runtime
     index = title_index(context.state.store_key, wanted) if isinstance(wanted, str) else b""
     for runtime in known:
-        if runtime.space == identifier or (index and context.state.title_index(runtime.space) == index):
+        if index and runtime.title is None and context.state.title_index(runtime.space) == index:
             return runtime
     names = ", ".join(repr(runtime.title or runtime.space.hex()) for runtime in known) or "none"
     shown = wanted if isinstance(wanted, str) else wanted.hex()
