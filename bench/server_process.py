@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from bench.machine import free_port
-from bench.peers.child import running, wait_for_port
+from bench.peers.child import PeerMissingError, running, wait_for_port
 
 # A rate of 0 means no limit: the figures are to show what the server can do, not what it is told to allow.
 UNLIMITED = (
@@ -32,6 +32,7 @@ class RunningServer(msgspec.Struct, frozen=True):
 
     port: int
     child: subprocess.Popen[bytes]
+    log: Path
 
     @property
     def url(self) -> str:
@@ -39,8 +40,16 @@ class RunningServer(msgspec.Struct, frozen=True):
         return f"ws://127.0.0.1:{self.port}"
 
     async def ready(self) -> None:
-        """Return once it listens."""
-        await wait_for_port(self.port, self.child)
+        """Return once it listens.
+
+        Raises:
+            RuntimeError: it does not, with the end of its log.
+        """
+        try:
+            await wait_for_port(self.port, self.child)
+        except PeerMissingError as exc:
+            # Not a missing peer to be left out, but the thing itself that fails.
+            raise RuntimeError(f"the server did not start: {self.log.read_text(encoding='utf-8')[-500:]}") from exc
 
 
 @contextmanager
@@ -52,4 +61,4 @@ def serving(folder: Path) -> Iterator[RunningServer]:
     config.write_text(f'data = "{folder / "data"}"\nport = {port}\nlog_level = "warning"\n{rates}', encoding="utf-8")
     command = [sys.executable, "-m", "twinlock", "serve", "--config", str(config)]
     with running(command, folder / "server.log") as child:
-        yield RunningServer(port, child)
+        yield RunningServer(port, child, folder / "server.log")

@@ -80,13 +80,11 @@ async def _latency(writer: Any, reader: Any, rate: int, count: int) -> list[Figu
     await asyncio.wait_for(complete.wait(), SECONDS_MAX)
     unsubscribe()
     name = "seen on the other device (20, 200, 2,000 writes/s)"
-    growth, note = rate / 20, f"{reached:,.0f} writes/s reached"
+    note = f"{reached:,.0f} writes/s reached"
     targets = (1.5, 10) if rate == WRITES_PER_S else (None, None)
     return [
-        Figure(
-            "latency", f"{name}, {part}", quantile(taken_ms, fraction), "ms", "lower", target, growth=growth, note=note
-        )
-        for part, fraction, target in zip(("p50", "p99"), (0.5, 0.99), targets, strict=True)
+        Figure("latency", f"{name}, {part}", quantile(taken_ms, of), "ms", "lower", target, growth=rate / 20, note=note)
+        for part, of, target in zip(("p50", "p99"), (0.5, 0.99), targets, strict=True)
     ]
 
 

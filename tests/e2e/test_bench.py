@@ -28,8 +28,11 @@ def figure(value: float, target: float | None = None, better: str = "higher") ->
 
 
 @pytest.mark.e2e
-def test_a_smoke_run_measures_every_scenario_and_keeps_what_it_found():
-    command = [sys.executable, "-m", "bench", "--quick", *SCENARIOS]
+def test_a_smoke_run_measures_and_keeps_what_it_found():
+    # One of each kind; the others differ in their numbers only.
+    chosen = ["ack", "spaces", "fanout", "connections", "latency", "documents"]
+    assert set(chosen) <= set(SCENARIOS)
+    command = [sys.executable, "-m", "bench", "--quick", *chosen]
     measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
 
     assert measured.returncode == 0, measured.stdout + measured.stderr
@@ -37,7 +40,7 @@ def test_a_smoke_run_measures_every_scenario_and_keeps_what_it_found():
     report = json.loads((ROOT / kept).read_text(encoding="utf-8"))
     assert report["quick"] is True
     assert report["left_out"] == {}
-    assert {each["scenario"] for each in report["figures"]} >= {"ack", "fanout", "latency", "documents"}
+    assert {each["scenario"] for each in report["figures"]} == set(chosen)
     (ROOT / kept).unlink()
     (ROOT / kept).with_suffix(".png").unlink(missing_ok=True)
 
