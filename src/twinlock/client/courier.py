@@ -122,8 +122,6 @@ class Courier(Peer):
                     logger.info("a chore failed", extra={"chore": name, "code": exc.code})
                     if isinstance(exc, LogForkError):
                         self._connection.last_error = exc
-                    if isinstance(exc, LogForkError):
-                        self._connection.last_error = exc
                 finally:
                     self._busy = False
             self._check_waiters()
@@ -174,7 +172,6 @@ class Courier(Peer):
             case Attached():
                 runtime.attached = True
                 replica.on_attached(event, now_ms)
-                _check_log_head(runtime, event)
                 _check_log_head(runtime, event)
                 # What lies in quarantine may have waited for a log that the last connection could not read.
                 if event.log_seq != runtime.keyring.log.seq or replica.quarantined():
@@ -426,17 +423,6 @@ class Courier(Peer):
 
     def _now_ms(self) -> int:
         return self._context.clock.now_ms()
-
-
-def _check_log_head(runtime: SpaceRuntime, frame: Attached) -> None:
-    """Leave a server that shows another log of as many entries; a shorter or a longer one is read and compared.
-
-    Raises:
-        LogForkError: it does.
-    """
-    known = runtime.keyring.log
-    if frame.log_seq == known.seq and frame.log_head != known.head:
-        raise LogForkError(f"entry {known.seq} of a space's log is another one")
 
 
 def _check_log_head(runtime: SpaceRuntime, frame: Attached) -> None:
