@@ -218,3 +218,15 @@ def test_dev_keeps_its_data_and_ends_quietly(tmp_path):
     assert status == 0
     assert "recovery" not in again.greeting
     assert json.loads(read.stdout) == {"text": "kept"}
+
+
+def test_without_its_own_packages_the_command_says_what_to_install(tmp_path):
+    program = "import sys; sys.modules['typer'] = None; from twinlock.cli.main import app; app()"
+
+    refused = subprocess.run(
+        [sys.executable, "-c", program], env=environment_of(tmp_path), capture_output=True, text=True, check=False
+    )
+
+    assert refused.returncode == 2
+    assert "needs typer" in refused.stderr
+    assert "pip install 'twinlock[cli]'" in refused.stderr
