@@ -132,7 +132,7 @@ async def raw_answer(server: Server, *lines: str) -> str:
         ("/other", {}, "404"),
         ("/sync", {"Sec-WebSocket-Protocol": "twinlock.2"}, "400"),
         ("/sync", {"Sec-WebSocket-Protocol": None}, "400"),
-        ("/sync", {"Sec-WebSocket-Version": "8"}, "426"),
+        ("/sync", {"Sec-WebSocket-Version": "8"}, "400"),
         ("/sync", {"Sec-WebSocket-Key": "short"}, "400"),
         ("/sync", {"Sec-WebSocket-Key": None}, "400"),
     ],

@@ -20,7 +20,7 @@ def encode(frame: ClientFrame | ServerFrame) -> bytes:
     return _encoder.encode(frame)
 
 
-def decode_client(data: bytes | memoryview) -> ClientFrame:
+def decode_client(data: bytes | bytearray | memoryview) -> ClientFrame:
     """Read a frame that a client sent.
 
     Raises:
@@ -33,7 +33,7 @@ def decode_client(data: bytes | memoryview) -> ClientFrame:
         raise MalformedFrameError(str(exc)) from exc
 
 
-def decode_server(data: bytes | memoryview) -> ServerFrame:
+def decode_server(data: bytes | bytearray | memoryview) -> ServerFrame:
     """Read a frame that the server sent; raises as `decode_client`."""
     _check_bytes(data)
     try:
@@ -42,6 +42,6 @@ def decode_server(data: bytes | memoryview) -> ServerFrame:
         raise MalformedFrameError(str(exc)) from exc
 
 
-def _check_bytes(data: bytes | memoryview) -> None:
+def _check_bytes(data: bytes | bytearray | memoryview) -> None:
     if len(data) > FRAME_BYTES_MAX:
         raise LimitExceededError(f"a frame of {len(data)} bytes, {FRAME_BYTES_MAX} at most")

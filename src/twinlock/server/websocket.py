@@ -1,40 +1,40 @@
 """The sync socket: what uvicorn hands an upgraded connection to. One small object a connection, no task, no queue.
 
-What uvicorn's parser hands over is answered by `handshake`; what follows is read by `framing`.
+The opening handshake and every frame that comes in are read by `websockets`' sans-I/O protocol; what goes out to many
+readers is built once by `framing` and written past it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import cast
 
 import structlog
+from websockets.exceptions import PayloadTooBig
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import SEND_EOF, State
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 
 from twinlock.errors import (
     DrainingError,
     HelloTimeoutError,
     InternalError,
     LimitExceededError,
+    MalformedFrameError,
     OverloadedError,
     TwinlockError,
 )
 from twinlock.protocol.codec import decode_client, encode
 from twinlock.protocol.frames import Goaway, Notice, Push, ServerFrame
-from twinlock.protocol.limits import PUSH_BYTES_MAX, READER_BUFFER_BYTES_MAX
+from twinlock.protocol.limits import FRAME_BYTES_MAX, PUSH_BYTES_MAX, READER_BUFFER_BYTES_MAX
 from twinlock.protocol.server import ServerSession, Stage
-from twinlock.server.framing import (
-    CloseCode,
-    FramingError,
-    MessageReader,
-    Opcode,
-    binary_message,
-    close_message,
-    control_message,
-)
-from twinlock.server.handshake import HandshakeError, Upgrade, accept_upgrade, parse_upgrade, refusal
+from twinlock.server.framing import PING, binary_message
 from twinlock.server.heartbeat import Beating, Heartbeat
 from twinlock.server.metrics import Metrics
 from twinlock.server.sequencer import Author
@@ -43,16 +43,21 @@ from twinlock.server.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
+# What peers do wrong is counted by the metrics; the library would log it line by line.
+_silent = logging.getLogger("twinlock.websockets")
+_silent.disabled = True
+
 SYNC_PATH = "/sync"
+SUBPROTOCOL = Subprotocol("twinlock.1")
 UNSETTLED_BYTES_MAX = 2 * PUSH_BYTES_MAX
 """Pushed bytes of one connection that wait for the disk; above it nothing more is read from that connection."""
 
-PING = control_message(Opcode.PING)
+CLOSE_REASON_BYTES_MAX = 123
 _CLOSE_CODES: dict[type[TwinlockError], CloseCode] = {
-    LimitExceededError: CloseCode.TOO_BIG,
+    LimitExceededError: CloseCode.MESSAGE_TOO_BIG,
     OverloadedError: CloseCode.TRY_AGAIN_LATER,
     DrainingError: CloseCode.TRY_AGAIN_LATER,
-    InternalError: CloseCode.INTERNAL,
+    InternalError: CloseCode.INTERNAL_ERROR,
 }
 
 
@@ -84,24 +89,22 @@ class SyncSocket:
         """Return the protocol for one upgraded connection."""
         return Connection(self)
 
-    def admit(self, upgrade: Upgrade) -> bytes:
-        """Return the answer that accepts an upgrade.
-
-        Raises:
-            HandshakeError: it is refused.
-        """
-        if upgrade.path != SYNC_PATH:
-            raise HandshakeError(HTTPStatus.NOT_FOUND, f"The sync socket is at {SYNC_PATH}.")
+    def answer(self, wire: ServerProtocol, request: Request) -> Response:
+        """Return the response to a request: 101 opens the socket, anything else refuses it."""
+        if request.path.partition("?")[0] != SYNC_PATH:
+            return wire.reject(HTTPStatus.NOT_FOUND, f"The sync socket is at {SYNC_PATH}.\n")
         # A browser's page always names its origin; programs name none.
-        if not all(origin in self._browser_origins for origin in upgrade.headers.get("origin", ())):
-            raise HandshakeError(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect.")
+        if not all(origin in self._browser_origins for origin in request.headers.get_all("Origin")):
+            return wire.reject(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect.\n")
         if self.is_draining or len(self.heartbeat) >= self._settings.connections_max:
-            raise HandshakeError(HTTPStatus.SERVICE_UNAVAILABLE, "No more connections are taken.", "Retry-After: 5")
-        return accept_upgrade(upgrade)
+            response = wire.reject(HTTPStatus.SERVICE_UNAVAILABLE, "No more connections are taken.\n")
+            response.headers["Retry-After"] = "5"
+            return response
+        return wire.accept(request)
 
-    def address_of(self, upgrade: Upgrade, transport: asyncio.Transport) -> str:
+    def address_of(self, request: Request, transport: asyncio.Transport) -> str:
         """Return where a client comes from: behind a proxy, what that proxy says."""
-        hops = upgrade.headers.get("x-forwarded-for")
+        hops = request.headers.get_all("X-Forwarded-For")
         if hops and self._settings.behind_proxy:
             # Only the last entry was written by the proxy that is trusted.
             return hops[-1].split(",")[-1].strip()[:64]
@@ -114,19 +117,21 @@ class Connection(asyncio.Protocol, Beating):
 
     __slots__ = (
         "_buffered_before",
+        "_fragments",
         "_is_alive",
         "_is_closing",
         "_is_shaken",
-        "_reader",
         "_socket",
         "_transport",
         "_unsettled_bytes",
+        "_wire",
     )
 
     def __init__(self, socket: SyncSocket) -> None:
         self._socket = socket
         self._transport: asyncio.Transport | None = None
-        self._reader = MessageReader()
+        self._wire = ServerProtocol(subprotocols=[SUBPROTOCOL], max_size=FRAME_BYTES_MAX, logger=_silent)
+        self._fragments: list[bytes] = []
         self._is_shaken = False
         self._is_alive = True
         self._is_closing = False
@@ -145,25 +150,20 @@ class Connection(asyncio.Protocol, Beating):
 
     def data_received(self, data: bytes) -> None:
         """Read every message that is complete and act on it."""
+        wire = self._wire
+        wire.receive_data(data)
         if not self._is_shaken:
-            self._shake_hands(data)
+            self._shake_hands()
             return
         self._is_alive = True
         metrics = self._socket.metrics
         metrics.bytes_in.inc(len(data))
-        try:
-            messages = self._reader.feed(data)
-        except FramingError as error:
-            self._close(error.code, error.reason)
-            return
-        metrics.frames_in.inc(len(messages))
-        for opcode, payload in messages:
-            if self._is_closing:
-                self._on_message_while_closing(opcode)
-            elif opcode == Opcode.BINARY:
-                self._on_binary(payload)
-            else:
-                self._on_control(opcode, payload)
+        frames = wire.events_received()
+        metrics.frames_in.inc(len(frames))
+        for frame in frames:
+            if not self._is_closing and isinstance(frame, Frame):
+                self._on_frame(frame)
+        self._flush_wire()
 
     def eof_received(self) -> bool:
         """Close: a half-open connection is of no use."""
@@ -212,7 +212,7 @@ class Connection(asyncio.Protocol, Beating):
     def refuse(self, error: TwinlockError) -> None:
         """Tell why, and close."""
         self.send(Notice(error.code, b"", error.detail, error.retry_after_ms))
-        self._close(_CLOSE_CODES.get(type(error), CloseCode.POLICY), error.code)
+        self._close(_CLOSE_CODES.get(type(error), CloseCode.POLICY_VIOLATION), error.code)
 
     def go_away(self, retry_after_ms: int) -> None:
         """Say that the server is going down; what is being committed is still answered."""
@@ -251,29 +251,69 @@ class Connection(asyncio.Protocol, Beating):
 
     # Inside
 
-    def _shake_hands(self, request: bytes) -> None:
-        transport, socket = self._transport, self._socket
+    def _shake_hands(self) -> None:
+        """Answer the request, which uvicorn hands over whole."""
+        transport, socket, wire = self._transport, self._socket, self._wire
         assert transport is not None
         self._is_shaken = True
-        try:
-            upgrade = parse_upgrade(request)
-            answer = socket.admit(upgrade)
-        except HandshakeError as error:
-            socket.metrics.handshakes_refused.inc()
-            self.session = ServerSession(b"", 0)
-            self._is_closing = True
-            transport.write(refusal(error))
-            transport.close()
-            return
-        self.address = socket.address_of(upgrade, transport)
-        transport.set_write_buffer_limits(READER_BUFFER_BYTES_MAX, READER_BUFFER_BYTES_MAX // 4)
         nonce = os.urandom(NONCE_BYTES)
         self.session = ServerSession(nonce, socket.now_ms())
+        requests = wire.events_received()
+        request = requests[0] if requests else None
+        if isinstance(request, Request):
+            wire.send_response(socket.answer(wire, request))
+            self.address = socket.address_of(request, transport)
+        if wire.state is not State.OPEN:
+            socket.metrics.handshakes_refused.inc()
+            self._is_closing = True
+            transport.writelines(wire.data_to_send())
+            transport.close()
+            return
+        transport.set_write_buffer_limits(READER_BUFFER_BYTES_MAX, READER_BUFFER_BYTES_MAX // 4)
         socket.metrics.handshakes.inc()
         socket.heartbeat.opened(self)
-        transport.write(answer + binary_message(encode(socket.dispatcher.challenge(nonce))))
+        transport.writelines([*wire.data_to_send(), binary_message(encode(socket.dispatcher.challenge(nonce)))])
 
-    def _on_binary(self, payload: bytes) -> None:
+    def _on_frame(self, frame: Frame) -> None:
+        if frame.opcode is Opcode.BINARY and frame.fin:
+            self._on_binary(frame.data)
+        elif frame.opcode is Opcode.TEXT:
+            self._close(CloseCode.UNSUPPORTED_DATA, MalformedFrameError.code)
+        elif frame.opcode in (Opcode.BINARY, Opcode.CONT):
+            # The protocol object bounds what the fragments of one message come to.
+            self._fragments.append(bytes(frame.data))
+            if frame.fin:
+                message, self._fragments = b"".join(self._fragments), []
+                self._on_binary(message)
+
+    def _flush_wire(self) -> None:
+        """Send what the protocol itself answers: pongs, and its end of a close."""
+        wire, transport = self._wire, self._transport
+        if not wire.writes or transport is None:
+            return
+        if wire.parser_exc is not None and not self._is_closing:
+            error = LimitExceededError if isinstance(wire.parser_exc, PayloadTooBig) else MalformedFrameError
+            self._socket.metrics.closed(error.code)
+            transport.write(binary_message(encode(Notice(error.code))))
+        for data in wire.data_to_send():
+            if data is not SEND_EOF:
+                transport.write(data)
+            elif wire.close_rcvd is None and not self._is_closing:
+                self._leave_after_answer()
+            else:
+                self._is_closing = True
+                transport.close()
+
+    def _leave_after_answer(self) -> None:
+        """Deliver nothing more, and leave the other side a moment to answer.
+
+        Closing at once would reset the connection while something is unread, and the reason would be lost.
+        """
+        self._is_closing = True
+        self._socket.heartbeat.closing(self)
+        self._socket.dispatcher.gone(self)
+
+    def _on_binary(self, payload: bytes | bytearray | memoryview) -> None:
         try:
             frame = decode_client(payload)
             if type(frame) is Push:
@@ -291,27 +331,11 @@ class Connection(asyncio.Protocol, Beating):
         if before <= UNSETTLED_BYTES_MAX < self._unsettled_bytes and self._transport is not None:
             self._transport.pause_reading()
 
-    def _on_control(self, opcode: int, payload: bytes) -> None:
-        if opcode == Opcode.PING:
-            self.write(control_message(Opcode.PONG, payload))
-        elif opcode == Opcode.CLOSE and self._transport is not None:
-            self.write(close_message(CloseCode.NORMAL))
-            self._is_closing = True
-            self._transport.close()
-
-    def _on_message_while_closing(self, opcode: int) -> None:
-        if opcode == Opcode.CLOSE and self._transport is not None:
-            self._transport.close()
-
     def _close(self, code: CloseCode, reason: str) -> None:
-        """Say why, deliver nothing more, and leave the other side a moment to answer.
-
-        Closing at once would reset the connection while something is unread, and the reason would be lost.
-        """
+        """Say why, and end the connection once the other side has answered."""
         if self._is_closing or self._transport is None:
             return
-        self._socket.metrics.closed(reason if reason.isidentifier() else "protocol_error")
-        self.write(close_message(code, reason))
-        self._is_closing = True
-        self._socket.heartbeat.closing(self)
-        self._socket.dispatcher.gone(self)
+        self._socket.metrics.closed(reason if reason.isidentifier() else MalformedFrameError.code)
+        self._wire.send_close(code, reason.encode()[:CLOSE_REASON_BYTES_MAX].decode(errors="ignore"))
+        self._flush_wire()
+        self._leave_after_answer()
