@@ -12,7 +12,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tools import vectors_documents, vectors_envelopes, vectors_keys, vectors_logs, vectors_merging
+from tools import (
+    vectors_documents,
+    vectors_envelopes,
+    vectors_frames,
+    vectors_keys,
+    vectors_logs,
+    vectors_merging,
+    vectors_sessions,
+)
 
 Case = dict[str, object]
 Vector = dict[str, object]
@@ -24,6 +32,8 @@ MAKERS: dict[str, Callable[[], Vector]] = {
     **vectors_envelopes.MAKERS,
     **vectors_documents.MAKERS,
     **vectors_merging.MAKERS,
+    **vectors_frames.MAKERS,
+    **vectors_sessions.MAKERS,
 }
 
 

@@ -173,7 +173,7 @@ def check_snapshot(case):
     for packed in snapshot.documents:
         Document.decode(packed.state)
     assert written(msgspec.msgpack.decode(payload)) == case["snapshot"]
-    assert encode_snapshot(snapshot.as_of, snapshot.heads, snapshot.documents) == payload
+    assert encode_snapshot(snapshot.as_of, snapshot.heads, snapshot.documents, snapshot.incarnation) == payload
 
 
 def check_clock(case):
