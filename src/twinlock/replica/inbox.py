@@ -46,6 +46,9 @@ _ADMITTED = {
     QuarantineReason.TIMESTAMP,
 }
 
+_SETTLED = {QuarantineReason.REPLAY, QuarantineReason.ROLE, QuarantineReason.VERSION}
+"""Reasons that reading the same place again does not change."""
+
 
 class ChainRecord(msgspec.Struct, frozen=True, array_like=True):
     """A device's chain as it is stored: its head, and the entry in which that was delivered."""
@@ -147,6 +150,24 @@ class Inbox:
         self._partly = None
         self._store.release([kept.seq for kept in self._store.quarantined() if kept.seq > after])
         self._count_holes()
+
+    def reread_from(self) -> Seq | None:
+        """Return the entry after which to read again, None if there is no need.
+
+        What was altered or withheld between its author and this device may come whole the next time.
+        """
+        blocked = [kept for kept in self._store.quarantined() if _may_come_whole(kept)]
+        starts = [kept.seq - 1 for kept in blocked]
+        # Where an entry is missing it lies behind the last good one of its device.
+        devices = {DeviceId(kept.data[_DEVICE]) for kept in blocked}
+        starts += [self._chains[device].seq for device in devices if device in self._chains]
+        return Seq(min(starts)) if starts else None
+
+    def go_back(self, to: Seq) -> None:
+        """Stand where everything up to an entry was read, inside a transaction; merging twice changes nothing."""
+        self.drop(to)
+        self.forget_chains(to)
+        self.move(msgspec.structs.replace(self.place, cursor=min(self.place.cursor, to)))
 
     def _note_return(self, device: DeviceId, identifier: EnvelopeId) -> None:
         """Note that an envelope was read; if it was expected, so was the whole chain before it."""
@@ -395,6 +416,11 @@ class Inbox:
             self.shown += work.flush()
             save_place(self._store, self.place)
             self._outbox.save_clock()
+
+
+def _may_come_whole(kept: QuarantinedEnvelope) -> bool:
+    """Tell whether an entry is in quarantine for what it is, or lacks, on its way; not for what its author wrote."""
+    return not _from_store(kept).admitted and kept.reason not in _SETTLED
 
 
 def _from_store(kept: QuarantinedEnvelope) -> Quarantined:
