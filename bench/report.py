@@ -107,12 +107,14 @@ def draw(report: Report, path: Path) -> bool:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    drawing, (left, right) = pyplot.subplots(1, 2, figsize=(15, 8), width_ratios=(3, 2))
-    _draw_targets(left, report.figures)
-    _draw_growth(right, report.figures)
-    drawing.suptitle("Twinlock: median of runs" + (" (quick smoke run: means little)" if report.quick else ""))
-    drawing.tight_layout()
-    drawing.savefig(path, dpi=110)
+    drawing, places = pyplot.subplots(3, 1, figsize=(14, 19), height_ratios=(10, 3, 6))
+    _draw_targets(places[0], report.figures)
+    _draw_peers(places[1], report.figures)
+    _draw_growth(places[2], report.figures)
+    what = "quick smoke run: means little" if report.quick else "median of runs"
+    drawing.suptitle(f"Twinlock, {report.made}, {report.machine.get('processor', '')}: {what}")
+    drawing.tight_layout(rect=(0, 0, 1, 0.98))
+    drawing.savefig(path, dpi=100)
     pyplot.close(drawing)
     return True
 
@@ -129,15 +131,27 @@ def _draw_targets(axes: Any, figures: Sequence[Figure]) -> None:
     axes.set_xlabel("times the target (right of 1: reached)")
 
 
+def _draw_peers(axes: Any, figures: Sequence[Figure]) -> None:
+    peers = [figure for figure in figures if figure.system != "twinlock"]
+    rows = [figure for peer in peers if (figure := comparable(peer, figures)) is not None]
+    # Each of Twinlock's own figures once, above the peers that it stands beside.
+    shown = sorted({id(row): row for row in [*rows, *peers]}.values(), key=lambda row: (row.scenario, row.system))
+    labels = [f"{row.system}: {row.name}, {written(row.value, row.unit)}" for row in shown]
+    colors = ["tab:blue" if row.system == "twinlock" else "tab:gray" for row in shown]
+    axes.barh(labels[::-1], [row.value for row in shown][::-1], color=colors[::-1])
+    axes.set(xscale="log", xlabel="a second, beside peers in the same run")
+
+
 def _draw_growth(axes: Any, figures: Sequence[Figure]) -> None:
     lines: dict[str, list[Figure]] = {}
     for figure in figures:
         if figure.system == "twinlock":
             lines.setdefault(f"{figure.name} [{figure.unit}]", []).append(figure)
     for name, points in lines.items():
-        if len(points) > 1:
-            points.sort(key=lambda point: point.growth)
-            axes.plot([p.growth for p in points], [p.value for p in points], marker="o", label=name)
-    axes.set(xscale="log", yscale="log", xlabel="load (1x is the smallest)")
+        points.sort(key=lambda point: point.growth)
+        if len(points) > 1 and points[0].value:
+            values = [point.value / points[0].value for point in points]
+            axes.plot([point.growth / points[0].growth for point in points], values, marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="times the smallest load", ylabel="times the figure there")
     if axes.get_lines():
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.25, -0.12))

@@ -27,11 +27,12 @@ _COUNTER = slice(40, 48)
 class Audience:
     """All subscribers of one space: counts deliveries and, if asked, notes when each arrived."""
 
-    __slots__ = ("acked", "arrivals", "delivered", "keep_times", "moved")
+    __slots__ = ("acked", "arrivals", "delivered", "frames", "keep_times", "moved")
 
     def __init__(self) -> None:
         self.acked = 0
         self.delivered = 0
+        self.frames = 0
         self.keep_times = False
         self.arrivals: dict[bytes, list[float]] = {}
         self.moved = asyncio.Event()
@@ -53,6 +54,7 @@ class Audience:
         if frame[1] != ENTRIES:
             return
         self.delivered += count_of(frame)
+        self.frames += 1
         self.moved.set()
         if self.keep_times:
             self.arrivals.setdefault(bytes(frame), []).append(time.perf_counter())
@@ -81,7 +83,8 @@ async def _one_audience(world: World, space: int, count: int, scale: Scale) -> l
     is_full = count == 1_000
     name = "deliveries to 1,000, 10 and 100 subscribers"
     target = DELIVERIES_TARGET if is_full else None
-    figures = [Figure("fanout", name, rate, "/s", "higher", target, growth=count / 10)]
+    note = f"{audience.delivered / audience.frames:,.0f} changes joined into a frame"
+    figures = [Figure("fanout", name, rate, "/s", "higher", target, growth=count / 10, note=note)]
     if is_full or scale.quick:
         pace = min(rate, DELIVERIES_TARGET) / 2
         late_ms = await _paced(writer, source.pushes(scale.count(900, 40)), pace / count, count, audience)
