@@ -173,7 +173,9 @@ def _attached_again() -> Transcript:
     talk = Transcript("attaching again, from another cursor").opened()
     talk.step(Attach(talk.space, talk.incarnation, Seq(5))).step(talk.attached(head=9, resume=Seq(5)))
     talk.step(Attach(talk.space, talk.incarnation, Seq(2)))
-    return talk.step(talk.attached(head=9, resume=Seq(2)))
+    talk.step(Entries(talk.space, entries(talk.chain(1), 6), Seq(9)), "passed over")
+    talk.step(talk.attached(head=9, resume=Seq(2)))
+    return talk.step(Entries(talk.space, entries(talk.chain(1), 3), Seq(9)))
 
 
 def _detached_early() -> Transcript:
@@ -306,14 +308,13 @@ def _after_the_hello() -> list[Transcript]:
 
 
 def _from_a_server() -> list[Transcript]:
-    first, early, twice, again, entries_first, reply, client = (
+    first, early, twice, again, reply, client = (
         Transcript(name, "client")
         for name in (
             "a welcome without a challenge",
             "attached before the welcome",
             "a second challenge",
             "a challenge in an open session",
-            "entries before attached",
             "a reply to no call",
             "a client's frame from a server",
         )
@@ -322,11 +323,9 @@ def _from_a_server() -> list[Transcript]:
     early.challenge().hello().step(early.attached(), "unexpected_frame")
     twice.challenge().hello().challenge("unexpected_frame")
     again.opened().challenge("unexpected_frame")
-    entries_first.opened().step(Attach(entries_first.space, b"", Seq(0)))
-    entries_first.step(Entries(entries_first.space, [], Seq(0)), "unexpected_frame")
     reply.opened().step(Call(1, "account.spaces", NO_PARAMS)).step(Reply(2, NIL), "unexpected_frame")
     client.opened().step(Detach(client.space), "malformed_frame", **{"from": "server"})
-    return [welcome_only, early, twice, again, entries_first, reply, client]
+    return [welcome_only, early, twice, again, reply, client]
 
 
 # Limits
