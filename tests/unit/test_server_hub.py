@@ -12,7 +12,8 @@ from twinlock.engines.memory import MemoryLog
 from twinlock.ids import Epoch, SpaceId
 from twinlock.protocol.codec import decode_server
 from twinlock.protocol.envelope import parse
-from twinlock.protocol.frames import Entries
+from twinlock.protocol.frames import Attached, Entries
+from twinlock.protocol.server import ServerSession
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.server.buckets import Pace
@@ -146,6 +147,64 @@ async def test_every_reader_gets_every_entry_once_and_in_order(seed):
         assert reader.seqs == [seq for seq in stage.appended if seq > after]
     assert not stage.space.lagging
     assert not stage.space.recent
+
+
+async def test_a_reader_that_lags_is_told_what_was_cut_before_it_read_it():
+    class Told(Reader):
+        __slots__ = ("starts",)
+
+        def send(self, frame):
+            assert isinstance(frame, Attached)
+            self.starts.append((frame.start, frame.resume, len(self.seqs)))
+
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        slow, quick, fresh = (Told(stage.hub, stage.space) for _ in range(3))
+        for reader in (slow, quick, fresh):
+            reader.starts, reader.session = [], ServerSession(b"", 0)
+        stage.hub.attach(stage.space, slow, 0)
+        stage.hub.attach(stage.space, quick, 0)
+        await stage.append(3)
+        await asyncio.sleep(0)
+        slow.paused = True
+        stage.hub.pause(stage.space, slow)
+        await stage.append(10)
+        await asyncio.sleep(0)
+        stage.space.start = (await stage.log.cut(SPACE, stage.appended[7], 0)).start
+        slow.drain()
+        stage.hub.attach(stage.space, fresh, 0)
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    assert slow.starts == [(stage.appended[8], stage.appended[2], 3)]
+    assert slow.seqs == stage.appended[:3] + stage.appended[8:]
+    assert quick.starts == []
+    assert quick.seqs == stage.appended
+    # This one has been told where delivery begins when it attached.
+    assert fresh.starts == []
+    assert fresh.seqs == stage.appended[8:]
+
+
+async def test_a_cut_whose_answer_is_still_on_its_way_is_told_as_well():
+    class Told(Reader):
+        __slots__ = ("starts",)
+
+        def send(self, frame):
+            self.starts.append(frame.start)
+
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        reader = Told(stage.hub, stage.space)
+        reader.starts, reader.session = [], ServerSession(b"", 0)
+        await stage.append(9)
+        stage.space.cuts_under_way = 1
+        await stage.log.cut(SPACE, stage.appended[4], 0)
+        stage.hub.attach(stage.space, reader, 0)
+        for _ in range(40):
+            await asyncio.sleep(0)
+
+    assert reader.starts == [stage.appended[5]]
+    assert reader.seqs == stage.appended[5:]
 
 
 async def test_a_reader_that_left_gets_nothing_more():

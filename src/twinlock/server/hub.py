@@ -48,12 +48,12 @@ class Hub:
         self._changed: list[ServedSpace] = []
 
     def attach(self, space: ServedSpace, peer: Peer, after: Seq) -> None:
-        """Deliver everything after a seq to a peer, first what is stored, then live."""
+        """Deliver everything after a seq to a peer that was told the space's start: what is stored, then live."""
         self.detach(space, peer)
         if after == space.delivered and not peer.paused:
             space.live.add(peer)
         else:
-            self._lag(space, peer, after)
+            self._lag(space, peer, max(after, Seq(space.start - 1)))
 
     def detach(self, space: ServedSpace, peer: Peer) -> None:
         """Deliver no more to a peer."""
@@ -150,8 +150,11 @@ class Hub:
             delivered_before = space.delivered
             async with self._reads:
                 page = await self._log.read(space.id, lag.cursor, ENTRIES_PAGE_BYTES_MAX)
+            if space.cuts_under_way:
+                space.start = (await self._log.state(space.id)).start
             if space.lagging.get(peer) is not lag:
                 return
+            _tell_start(space, peer, lag, page)
             if page:
                 lag.cursor = page[-1].seq
                 message = entries_message(space.id, page, max(space.delivered, lag.cursor))
@@ -187,6 +190,13 @@ class Hub:
         if peer.paused:
             self.pause(space, peer)
         return True
+
+
+def _tell_start(space: ServedSpace, peer: Peer, lag: Lag, page: list[Entry]) -> None:
+    """Tell a reader if what it has not read was cut meanwhile: it would take what comes next for all there is."""
+    if lag.cursor + 1 < space.start and not (page and page[0].seq < space.start):
+        peer.send(space.attached(peer.session.device, lag.cursor))
+        lag.cursor = Seq(space.start - 1)
 
 
 def entries_message(space: SpaceId, entries: list[Entry], head: Seq) -> bytes:

@@ -7,9 +7,9 @@ from collections import deque
 import msgspec
 
 from twinlock.contracts import SpaceState
-from twinlock.ids import Incarnation, Seq, SpaceId
+from twinlock.ids import DeviceId, Incarnation, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope
-from twinlock.protocol.frames import Entry
+from twinlock.protocol.frames import Attached, Entry
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.server.buckets import Pace
 from twinlock.server.peer import Peer
@@ -63,6 +63,7 @@ class ServedSpace:
 
     __slots__ = (
         "births",
+        "cuts_under_way",
         "delivered",
         "id",
         "is_appending",
@@ -83,6 +84,9 @@ class ServedSpace:
         self.id: SpaceId = rules.space
         self.sequencer = Sequencer(rules.space, rules, state.heads)
         self.start = state.start
+        self.cuts_under_way = 0
+        """While this is not 0 the log may know of a later start already."""
+
         self.log_bytes = state.log_bytes
         self.delivered = state.head
         self.births = births
@@ -100,6 +104,22 @@ class ServedSpace:
     def is_idle(self) -> bool:
         """Whether nobody reads it and nothing is on its way."""
         return not (self.live or self.lagging or self.waiting or self.is_appending or self.turn)
+
+    def attached(self, device: DeviceId, resume: Seq) -> Attached:
+        """Return what tells a device where delivery begins, and where its chain and the space's log stand."""
+        own, rules = self.sequencer.head_of(device), self.sequencer.rules
+        return Attached(
+            space=self.id,
+            incarnation=self.births[-1].incarnation,
+            start=self.start,
+            head=max(self.delivered, resume),
+            resume=resume,
+            log_bytes=self.log_bytes,
+            own_counter=own.counter,
+            own_id=own.id,
+            log_seq=rules.seq,
+            log_head=rules.head,
+        )
 
     def resume_for(self, incarnation: bytes, cursor: Seq, head: Seq) -> Seq:
         """Return from where a reader goes on: its cursor, or the last place that both incarnations share."""

@@ -25,7 +25,6 @@ from twinlock.protocol.codec import NIL
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.frames import (
     Attach,
-    Attached,
     Call,
     CallError,
     Challenge,
@@ -241,23 +240,8 @@ class Dispatcher:
             self._begin(peer, space, min(frame.cursor, max(state.head, space.delivered)))
 
     def _begin(self, peer: Peer, space: ServedSpace, resume: Seq) -> None:
-        device, rules = peer.session.device, space.sequencer.rules
-        space.sequencer.forget_refusal(device)
-        own = space.sequencer.head_of(device)
-        peer.send(
-            Attached(
-                space=space.id,
-                incarnation=self._services.log.incarnation,
-                start=space.start,
-                head=max(space.delivered, resume),
-                resume=resume,
-                log_bytes=space.log_bytes,
-                own_counter=own.counter,
-                own_id=own.id,
-                log_seq=rules.seq,
-                log_head=rules.head,
-            )
-        )
+        space.sequencer.forget_refusal(peer.session.device)
+        peer.send(space.attached(peer.session.device, resume))
         self._services.hub.attach(space, peer, resume)
 
     def _refuse_attach(self, peer: Peer, space: SpaceId, error: TwinlockError) -> None:

@@ -154,7 +154,11 @@ class Spaces:
         space = await self._for_cut(peer, request)
         if request.upto > space.delivered:
             raise CutRefusedError(f"up to {request.upto}, and the head is {space.delivered}")
-        return _moved(space, await self._log.cut(space.id, request.upto, self._now_ms()))
+        space.cuts_under_way += 1
+        try:
+            return _moved(space, await self._log.cut(space.id, request.upto, self._now_ms()))
+        finally:
+            space.cuts_under_way -= 1
 
     async def _uncut(self, peer: Peer, request: Cut) -> CutResult:
         space = await self._for_cut(peer, request)
