@@ -156,6 +156,30 @@ def test_entries_of_a_detached_space_are_dropped():
     assert session.receive(codec.encode(Entries(SPACE, [Entry(Seq(1), 0, b"")], Seq(1))), 0) is None
 
 
+@pytest.mark.parametrize("detaches", [True, False])
+def test_entries_of_an_earlier_attachment_are_dropped_until_the_new_one_stands(detaches):
+    session = open_session()
+    session.attach(SPACE, b"", Seq(0))
+    session.receive(attached(), 0)
+    late = codec.encode(Entries(SPACE, [Entry(Seq(1), 0, b"")], Seq(1)))
+
+    if detaches:
+        session.detach(SPACE)
+    session.attach(SPACE, b"", Seq(0))
+
+    assert session.receive(late, 0) is None
+    session.receive(attached(), 0)
+    assert isinstance(session.receive(late, 0), Entries)
+
+
+def test_the_server_may_tell_an_attached_space_anew():
+    session = open_session()
+    session.attach(SPACE, b"", Seq(0))
+
+    assert isinstance(session.receive(attached(), 0), Attached)
+    assert isinstance(session.receive(attached(), 0), Attached)
+
+
 def test_a_second_challenge_breaks_the_protocol():
     session = open_session()
 

@@ -126,6 +126,7 @@ class ClientSession:
         "_hello_ms",
         "_identity",
         "_leases",
+        "_left",
         "_next_call",
         "_origin",
         "_output",
@@ -155,6 +156,7 @@ class ClientSession:
         self._hello_ms = 0
         self._output: list[bytes] = []
         self._attached: dict[SpaceId, bool] = {}
+        self._left: set[SpaceId] = set()
         self._pushes: dict[SpaceId, deque[Counter]] = {}
         self._calls: set[int] = set()
         self._next_call = 1
@@ -310,11 +312,11 @@ class ClientSession:
         return frame
 
     def _on_entries(self, frame: Entries) -> Entries | None:
-        if frame.space not in self._attached:
-            return None  # What was on its way when the space was detached.
-        if not self._attached[frame.space]:
+        if self._attached.get(frame.space):
+            return frame
+        if frame.space in self._attached and frame.space not in self._left:
             raise UnexpectedFrameError("entries of a space before its `attached`")
-        return frame
+        return None  # What was on its way when the earlier attachment ended.
 
     def _on_reply(self, frame: Reply) -> Replied:
         if frame.id not in self._calls:
@@ -340,12 +342,15 @@ class ClientSession:
         """
         if space not in self._attached and len(self._attached) >= CONNECTION_SPACES_MAX:
             raise LimitExceededError(f"{CONNECTION_SPACES_MAX} spaces are attached to this connection already")
+        if space in self._attached:
+            self._left.add(space)
         self._attached[space] = False
         self._send_open(Attach(space, incarnation, cursor))
 
     def detach(self, space: SpaceId) -> None:
         """End delivery of a space; what is still on its way is dropped here."""
         if self._attached.pop(space, None) is not None:
+            self._left.add(space)
             self._pushes.pop(space, None)
             self._send_open(Detach(space))
 
