@@ -47,6 +47,10 @@ class Peer(ABC):
     def on_disconnected(self) -> None:
         """The session is gone."""
 
+    @abstractmethod
+    def on_failure(self, failure: TwinlockError) -> None:
+        """A connection failed or ended, for this reason; another follows."""
+
 
 class Connection:
     """Keeps one session with the server alive for as long as `run` runs.
@@ -93,6 +97,7 @@ class Connection:
             while True:
                 failure = await self._serve_once(peer)
                 self.last_error = failure
+                peer.on_failure(failure)
                 self._first_try.set()
                 self._board.set_connection(Status.RECONNECTING)
                 delay_ms = self._backoff.next_delay_ms(self._monotonic_ms(), failure.retry_after_ms)

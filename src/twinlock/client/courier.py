@@ -14,6 +14,7 @@ from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import StatusBoard
 from twinlock.errors import (
     ClosedError,
+    DeviceRevokedError,
     LeaseExpiredError,
     LeaseRefusedError,
     LogForkError,
@@ -225,6 +226,13 @@ class Courier(Peer):
         replicas = self.replicas() if self._session() is not None else {}
         moments = [replica.wake_ms() for replica in replicas.values()]
         return min((moment for moment in moments if moment is not None), default=now_ms + TEND_INTERVAL_MS)
+
+    def on_failure(self, failure: TwinlockError) -> None:
+        """Let go of every lease at once when this device was revoked, so that its copy goes dark."""
+        if isinstance(failure, DeviceRevokedError):
+            for runtime in self.runtimes.values():
+                runtime.lock()
+            self._show_locked()
 
     # Waiting
 

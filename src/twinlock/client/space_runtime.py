@@ -114,7 +114,10 @@ class SpaceRuntime:
         Raises:
             StoreDamagedError: the replica file was altered.
         """
-        if self.replica is None and not self.keyring.locked(now_ms):
+        if self.replica is None and self.keyring.locked(now_ms):
+            # A lease that has ended stays no longer on the disk than in memory.
+            self.keep_keys()
+        elif self.replica is None:
             keys = self._keys()
             try:
                 self._store = self._file.open(keys)
@@ -144,9 +147,9 @@ class SpaceRuntime:
 
     def lock(self) -> None:
         """Close the replica and drop every key that came by lease."""
-        self.keep_keys()
         self.close()
         self.keyring.lock()
+        self.keep_keys()
         self.title = None
 
     def close(self) -> None:
