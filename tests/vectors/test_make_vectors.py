@@ -32,3 +32,9 @@ def test_a_refused_run_writes_nothing(tmp_path, monkeypatch, capsys):
     assert make_vectors.main() == 1
     assert "labels.json: gone" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["labels.json"]
+
+
+def test_the_read_me_names_every_file():
+    described = (make_vectors.FOLDER / "README.md").read_text(encoding="utf-8")
+
+    assert [name for name in make_vectors.MAKERS if f"`{name.removeprefix('sessions/')}`" not in described] == []
