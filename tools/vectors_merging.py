@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tools.vector_notation import written
 from tools.vectors_keys import Vector, vector
 from twinlock.document import Document, Edit, array_remove, array_union, decode_change, delete_field, encode_change
-from twinlock.document.fields import increment, server_timestamp
+from twinlock.document.fields import (
+    ArrayRemove,
+    ArrayUnion,
+    DeleteField,
+    Increment,
+    ServerTimestamp,
+    increment,
+    server_timestamp,
+)
 from twinlock.document.intent import delete_ops, set_ops, update_ops
 from twinlock.document.lists import insert_ops, move_ops, remove_element_ops, set_element_ops
 from twinlock.document.operations import CLEAR, INCREMENT, PUT, REMOVE, UNION
 from twinlock.document.stamps import NEVER, Stamp, stamp_of
-from twinlock.document.values import INT_MAX, Ext
+from twinlock.document.values import INT_MAX, Ext, keys_of, parse_path
 from twinlock.ids import DeviceId
 from twinlock.protocol.clock import Hlc, pack
 
@@ -23,6 +31,7 @@ Case = dict[str, object]
 Ops = list[Any]
 Maker = Callable[[Document, DeviceId], Ops]
 Step = tuple[str, int, Maker] | str
+"""A device, the moment, and what it writes; or that all devices meet."""
 
 START_MS = 1_750_000_000_000
 DEVICES = {name: DeviceId(bytes([number]) * 16) for name, number in {"a": 0xA1, "b": 0xB2, "c": 0xC3}.items()}
@@ -40,19 +49,53 @@ def stamp(who: str, tick: int) -> Stamp:
     return stamp_of(at(tick), DEVICES[who])
 
 
-def put(data: dict[str, Any]) -> Maker:
+class Request(NamedTuple):
+    """What an application asks for, as it stands in a vector."""
+
+    note: Case
+    make: Callable[[Document, DeviceId], Ops]
+
+    def __call__(self, document: Document, device: DeviceId) -> Ops:
+        """Return its operations for a device that knows this of the document."""
+        return self.make(document, device)
+
+
+def put(data: dict[str, Any]) -> Request:
     """Set the whole document."""
-    return lambda document, device: set_ops(document, data, device=device)
+    return Request(
+        {"do": "set", "data": _noted(data)["object"]}, lambda document, device: set_ops(document, data, device=device)
+    )
 
 
-def update(changes: dict[Any, Any]) -> Maker:
+def update(changes: dict[Any, Any]) -> Request:
     """Write single fields."""
-    return lambda document, device: update_ops(document, changes, device=device)
+    fields = [[list(keys_of(parse_path(path))), _noted(value)] for path, value in changes.items()]
+    return Request(
+        {"do": "update", "fields": fields}, lambda document, device: update_ops(document, changes, device=device)
+    )
 
 
-def delete() -> Maker:
+def delete() -> Request:
     """Delete the document."""
-    return lambda document, device: delete_ops(document)
+    return Request({"do": "delete"}, lambda document, device: delete_ops(document))
+
+
+def _noted(value: Any) -> Any:
+    """Return a value, or what stands in place of one, as JSON."""
+    match value:
+        case Increment(amount):
+            return {"increment": written(amount)}
+        case ArrayUnion(elements):
+            return {"union": written(elements)}
+        case ArrayRemove(elements):
+            return {"remove": written(elements)}
+        case DeleteField():
+            return {"delete": True}
+        case ServerTimestamp():
+            return {"stamp_time": True}
+        case dict():
+            return {"object": {key: _noted(item) for key, item in value.items()}}
+    return written(value)
 
 
 def insert(index: int, element: str, value: Any) -> Maker:
@@ -360,24 +403,29 @@ def merging() -> Vector:
 
 def _played(name: str, steps: list[Step]) -> Case:
     """Let devices write, each knowing its own edits and what it was told of, and describe what all of it makes."""
-    known = {who: Document.empty() for who in DEVICES}
-    changes: list[tuple[str, bytes]] = []
+    known: dict[str, tuple[Document, list[int]]] = {who: (Document.empty(), []) for who in DEVICES}
+    changes: list[Case] = []
     whole = Document.empty()
     for step in steps:
         if isinstance(step, str):
-            for document in known.values():
+            for document, heard in known.values():
                 document.merge(whole)
+                heard[:] = range(len(changes))
             continue
         who, tick, make = step
-        edit = Edit("things", "thing", at(tick), make(known[who], DEVICES[who]))
-        payload = encode_change([edit])
+        document, heard = known[who]
+        payload = encode_change([Edit("things", "thing", at(tick), make(document, DEVICES[who]))])
+        change = _described(DEVICES[who], payload)
+        if isinstance(make, Request):
+            change |= {"knows": list(heard), "wrote": make.note}
         (received,) = decode_change(payload).edits
-        for document in (known[who], whole):
-            document.apply(received, DEVICES[who])
-        changes.append((who, payload))
+        for knowing in (document, whole):
+            knowing.apply(received, DEVICES[who])
+        heard.append(len(changes))
+        changes.append(change)
     return {
         "name": name,
-        "changes": [_described(DEVICES[who], payload) for who, payload in changes],
+        "changes": changes,
         "state": whole.encode().hex(),
         "value": written(whole.value()),
         "conflicts": [

@@ -9,7 +9,17 @@ import pytest
 
 from tests.vectors import plain_merge
 from tools.vector_notation import read_value, written
-from twinlock.document import Document, decode_change, encode_change
+from twinlock.document import (
+    Document,
+    array_remove,
+    array_union,
+    decode_change,
+    delete_field,
+    encode_change,
+    increment,
+    server_timestamp,
+)
+from twinlock.document.intent import delete_ops, set_ops, update_ops
 from twinlock.document.operations import restamp
 from twinlock.document.ordering import descending, order_key
 from twinlock.document.snapshot import decode_snapshot, encode_snapshot
@@ -165,6 +175,45 @@ def test_a_state_is_what_the_spec_says_word_for_word(case):
     ]
 
     assert plain_merge.state_bytes(facts) == of(case, "state")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case["name"]) for case in read("merge")["accept"]])
+def test_a_device_writes_the_operations_of_the_vector(case):
+    changes = case["changes"]
+    for change in changes:
+        if "wrote" in change:
+            known = merged([changes[index] for index in change["knows"]])
+            operations = requested(known, change["wrote"], DeviceId(of(change, "device")))
+            assert written(operations) == change["operations"]
+
+
+def requested(known: Document, wrote, device: DeviceId):
+    """Return what a device that knows a document writes when it is asked to."""
+    match wrote["do"]:
+        case "set":
+            return set_ops(known, {key: asked(note) for key, note in wrote["data"].items()}, device=device)
+        case "update":
+            return update_ops(known, {tuple(path): asked(note) for path, note in wrote["fields"]}, device=device)
+        case "delete":
+            return delete_ops(known)
+
+
+def asked(note):
+    """Return a value, or what stands in place of one in a write."""
+    match note:
+        case {"increment": amount}:
+            return increment(read_value(amount))
+        case {"union": elements}:
+            return array_union(*read_value(elements))
+        case {"remove": elements}:
+            return array_remove(*read_value(elements))
+        case {"delete": True}:
+            return delete_field()
+        case {"stamp_time": True}:
+            return server_timestamp
+        case {"object": items}:
+            return {key: asked(item) for key, item in items.items()}
+    return read_value(note)
 
 
 def check_snapshot(case):
