@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Any
@@ -11,6 +10,7 @@ import msgspec
 
 from twinlock.document.query import Query
 from twinlock.replica.documents import Shown
+from twinlock.replica.rows import SortedRows
 from twinlock.replica.store import ReplicaStore, decode_value
 
 
@@ -49,19 +49,15 @@ class QuerySnapshot(msgspec.Struct, frozen=True):
     pending: bool
 
 
-_Item = tuple[bytes, str]
-"""Sort key and id."""
-
-
 class LiveQuery:
     """The result of one query, kept up to date. Made by `Replica.live`; `close` it to stop."""
 
-    __slots__ = ("_changes", "_flags", "_is_stale", "_items", "_keys", "_pending", "_values", "is_open", "query")
+    __slots__ = ("_changes", "_flags", "_is_stale", "_keys", "_pending", "_rows", "_values", "is_open", "query")
 
     def __init__(self, query: Query) -> None:
         self.query = query
         self.is_open = True
-        self._items: list[_Item] = []
+        self._rows = SortedRows()
         self._keys: dict[str, bytes] = {}
         self._values: dict[str, dict[str, Any]] = {}
         self._pending: set[str] = set()
@@ -79,7 +75,7 @@ class LiveQuery:
             return
         query = self.query
         limit = query.limit_count
-        was_full = limit is not None and len(self._items) >= limit
+        was_full = limit is not None and len(self._rows) >= limit
         for document in shown:
             collection, identifier = document.key
             if collection != query.collection:
@@ -87,7 +83,7 @@ class LiveQuery:
             (self._pending.add if document.pending else self._pending.discard)(identifier)
             self._place(identifier, decode_value(document.value) if document.value is not None else None)
         # A full result that lost a document does not know which one follows: only the store does.
-        self._is_stale = was_full and limit is not None and len(self._items) < limit
+        self._is_stale = was_full and limit is not None and len(self._rows) < limit
 
     def _place(self, identifier: str, value: dict[str, Any] | None) -> None:
         query = self.query
@@ -109,20 +105,17 @@ class LiveQuery:
 
     def _insert(self, key: bytes, identifier: str, value: dict[str, Any]) -> None:
         limit = self.query.limit_count
-        if limit is not None and len(self._items) >= limit:
-            if (key, identifier) > self._items[-1]:
+        if limit is not None and len(self._rows) >= limit:
+            if (key, identifier) > self._rows.last:
                 return
-            self._remove(self._items[-1][1])
-        insort(self._items, (key, identifier))
+            self._remove(self._rows.last[1])
+        index = self._rows.insert((key, identifier, value))
         self._keys[identifier] = key
         self._values[identifier] = value
-        index = bisect_left(self._items, (key, identifier))
         self._changes.append(DocumentChange(ChangeKind.ADDED, identifier, value, -1, index))
 
     def _remove(self, identifier: str) -> None:
-        key = self._keys.pop(identifier)
-        index = bisect_left(self._items, (key, identifier))
-        del self._items[index]
+        index = self._rows.remove((self._keys.pop(identifier), identifier))
         value = self._values.pop(identifier)
         self._changes.append(DocumentChange(ChangeKind.REMOVED, identifier, value, index, -1))
 
@@ -130,18 +123,26 @@ class LiveQuery:
         if value == self._values[identifier] and known == key:
             return
         limit = self.query.limit_count
-        old_index = bisect_left(self._items, (known, identifier))
-        is_full = limit is not None and len(self._items) >= limit
-        if is_full and (key, identifier) > self._items[-1] and old_index < len(self._items):
+        if limit is not None and len(self._rows) >= limit and (key, identifier) > self._rows.last:
             # It moved beyond the end: another document may come before it now.
             self._remove(identifier)
             return
-        del self._items[old_index]
-        insort(self._items, (key, identifier))
-        new_index = bisect_left(self._items, (key, identifier))
+        old_index = self._rows.remove((known, identifier))
+        new_index = self._rows.insert((key, identifier, value))
         self._keys[identifier] = key
         self._values[identifier] = value
         self._changes.append(DocumentChange(ChangeKind.MODIFIED, identifier, value, old_index, new_index))
+
+    def _fill(self, answer: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        """Take the first answer whole."""
+        rows = [(self.query.sort_key(identifier, value), identifier, value) for identifier, value in answer]
+        self._rows.fill(rows)
+        self._keys = {identifier: key for key, identifier, _ in rows}
+        self._values = dict(answer)
+        self._changes += [
+            DocumentChange(ChangeKind.ADDED, identifier, value, -1, index)
+            for index, (identifier, value) in enumerate(answer)
+        ]
 
     def refresh(self, store: ReplicaStore) -> None:
         """Ask the store anew where the result alone does not tell what belongs to it; note what differs."""
@@ -149,25 +150,27 @@ class LiveQuery:
             return
         self._is_stale = False
         answer = store.query(self.query)
-        wanted = {identifier for identifier, _ in answer}
-        for identifier in [identifier for identifier in self._keys if identifier not in wanted]:
-            self._remove(identifier)
-        for identifier, value in answer:
-            self._place(identifier, value)
+        if not self._keys:
+            self._fill(answer)
+        else:
+            wanted = {identifier for identifier, _ in answer}
+            for identifier in [identifier for identifier in self._keys if identifier not in wanted]:
+                self._remove(identifier)
+            for identifier, value in answer:
+                self._place(identifier, value)
         if store.pending_count():
-            found = store.get_documents((self.query.collection, identifier) for identifier in wanted)
+            found = store.get_documents((self.query.collection, identifier) for identifier in self._keys)
             self._pending.update(document.id for document in found.values() if document.pending)
 
     def take(self, from_cache: bool, syncing: bool) -> QuerySnapshot | None:
         """Return a snapshot if the result or a flag has changed since the last one."""
-        pending = any(identifier in self._keys for identifier in self._pending)
+        pending = not self._keys.keys().isdisjoint(self._pending)
         flags = (from_cache, syncing, pending)
         if not self._changes and flags == self._flags:
             return None
         self._flags = flags
         changes, self._changes = self._changes, []
-        documents = [(identifier, self._values[identifier]) for _, identifier in self._items]
-        return QuerySnapshot(documents, changes, from_cache, syncing, pending)
+        return QuerySnapshot(self._rows.documents(), changes, from_cache, syncing, pending)
 
 
 class LiveQueries:
