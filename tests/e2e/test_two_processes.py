@@ -14,7 +14,7 @@ pytestmark = pytest.mark.e2e
 
 PROGRAM = Path(__file__).with_name("device_program.py")
 PASSWORD = "correct horse battery"
-KILLS = 3
+KILLS = 2
 
 
 @pytest.fixture

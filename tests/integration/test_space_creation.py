@@ -32,5 +32,9 @@ async def test_a_space_found_while_it_is_made_has_one_replica(tmp_path, monkeypa
 
             assert db.pending_count == 0
             assert await db.space("work").collection("notes").doc("one").get() == {"n": 1}
+        await server.stop()
+        # Whoever found the space first, the lease that came with its making is on the disk.
+        async with await twinlock.connect(profile=profile) as offline:
+            assert await offline.space("work").collection("notes").doc("one").get() == {"n": 1}
     finally:
         await server.stop()

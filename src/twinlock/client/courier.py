@@ -60,7 +60,9 @@ class Courier(Peer):
         """Look after a space from now on; return what looks after it, which may have been there first."""
         known = self.runtimes.setdefault(runtime.space, runtime)
         if known is not runtime:
-            # A space that is being made may be found in the account's list meanwhile: one file, one replica.
+            # A space that is being made may be found in the account's list meanwhile: one file, one replica, and the
+            # keys that only its maker has yet.
+            known.take_keys(runtime, self._now_ms())
             return known
         runtime.open(self._now_ms())
         self._show_locked()

@@ -91,6 +91,11 @@ class SpaceRuntime:
         """Keep the keys that may be kept, sealed under the StoreKey."""
         self._context.state.put_keyring(self.space, self.keyring.export())
 
+    def take_keys(self, other: SpaceRuntime, now_ms: int) -> None:
+        """Take over what another look at the same space found, and keep the keys of both."""
+        self.keyring.restore(other.keyring.export())
+        self.keys_changed(now_ms)
+
     def restore(self) -> None:
         """Take in the members' logs and the keys that were kept."""
         for account in self.keyring.log.members:
