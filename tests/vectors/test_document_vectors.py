@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.vectors import plain_merge
+from tests.vectors import plain_merge, plain_view
 from tools.vector_notation import read_value, written
 from twinlock.document import (
     Document,
@@ -175,6 +175,7 @@ def test_a_state_is_what_the_spec_says_word_for_word(case):
     ]
 
     assert plain_merge.state_bytes(facts) == of(case, "state")
+    assert written(plain_view.value_of(of(case, "state"))) == case["value"]
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case["name"]) for case in read("merge")["accept"]])
