@@ -14,6 +14,7 @@ import twinlock
 from tests.client_kit import PASSWORD, ShiftedClock, until
 from twinlock.errors import LogForkError
 from twinlock.ids import Counter, Epoch
+from twinlock.protocol.calls import AppendLog, LogHead
 from twinlock.protocol.envelope import HEADER_BYTES, Kind, parse
 from twinlock.protocol.space_log import replay_space
 from twinlock.sealing import DeviceKeys, EpochKeys, MemberKey, Sealer, ServiceKey, config_lease_entry
@@ -368,6 +369,36 @@ async def test_a_shortened_space_log_is_mended_by_a_device(world):
     with open_database(key_service(world)) as connection:
         (count,) = connection.execute("SELECT count(*) FROM entries WHERE log = ?", (space,)).fetchone()
     assert count == len(keys)
+
+
+async def test_a_part_of_the_log_that_the_server_hides_is_given_away_by_an_envelope(world):
+    """The server shows one device a shorter log than another: envelopes name the head that their author knew."""
+    await world.restart()
+    a = await world.device("a")
+    await a.unlock(PASSWORD)
+    runtime = a._courier.runtimes[bytes.fromhex(a.space("home").id)]
+    await caught_up(a)
+    entry = config_lease_entry(a._sudo.keys(), runtime.keyring.log, 7)
+    await a._connection.call("space.append", AppendLog(runtime.space, runtime.keyring.log.seq, [entry]), LogHead)
+    await until(lambda: runtime.keyring.log.lease_hours == 7)
+    await write(a, "a4")
+    space, keys = await space_log(world, a)
+    with open_database(database(world)) as connection:
+        connection.execute("DELETE FROM records WHERE key = ?", (keys[-1],))
+    with open_database(key_service(world)) as connection:
+        connection.execute("DELETE FROM entries WHERE log = ? AND seq = ?", (space, len(keys)))
+    await world.restart()
+
+    b = await world.device("b")
+    await until(lambda: isinstance(b.last_error, LogForkError))
+
+    assert await seen(b) == {"a1", "a2", "a3", "c1"}
+    assert reasons(b) == ["log_head"]
+    # Once a device that knows the entry has brought it back, all is well.
+    a = await world.device("a")
+    await caught_up(a)
+    b._connection.reconnect_now()
+    await shown(b, "a4")
 
 
 async def test_a_space_log_with_another_last_entry_is_a_fork(world):

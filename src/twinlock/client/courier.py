@@ -404,11 +404,14 @@ class Courier(Peer):
 
     def _want_logs(self, runtime: SpaceRuntime) -> None:
         async def read() -> None:
+            unknown = runtime.of_unknown_heads()
             if await self._logs.read(runtime):
                 runtime.keys_changed(self._now_ms())
                 self._attach_if_new(runtime)
             self._renew(runtime)
             self._connection.wake()
+            if unknown & runtime.of_unknown_heads():
+                raise LogForkError("a member's device knows entries of a space's log that the server does not show")
 
         self._add_chore(f"logs {runtime.space.hex()}", read)
 

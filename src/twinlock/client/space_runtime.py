@@ -12,16 +12,20 @@ from twinlock.client.replica_file import ReplicaFile
 from twinlock.client.side_file import SideFile
 from twinlock.client.subscriptions import Subscriptions
 from twinlock.client.writes import Write
-from twinlock.errors import LeaseExpiredError, OpenError, TwinlockError, error_from_code
-from twinlock.ids import Epoch, SpaceId
+from twinlock.errors import LeaseExpiredError, OpenError, SignatureError, TwinlockError, error_from_code
+from twinlock.ids import Epoch, Seq, SpaceId
 from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.envelope import parse
+from twinlock.protocol.labels import label
+from twinlock.protocol.proofs import verify
 from twinlock.protocol.space_log import replay_space
 from twinlock.replica.batch import Batch
 from twinlock.replica.events import ReplicaEvent, WritesConfirmed, WritesRefused
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.locked import LockedOutbox, open_records
 from twinlock.replica.replica import Replica
+from twinlock.sealing.quarantine import QuarantineReason
 from twinlock.sealing.space_entries import open_title, title_index
 from twinlock.sealing.space_keys import EpochKeys
 
@@ -181,6 +185,25 @@ class SpaceRuntime:
             self._file.rewrap(keys)
             self._read_title(keys)
             self.replica.keys_changed(now_ms)
+
+    def of_unknown_heads(self) -> set[Seq]:
+        """Return the entries in which a member's device names a head that is not in the log as it was read here.
+
+        What still does so after the log was read again shows that the server hides a part of it.
+        """
+        found = self.replica.quarantined() if self.replica is not None else []
+        return {kept.seq for kept in found if kept.reason == QuarantineReason.LOG_HEAD and self._is_signed(kept.data)}
+
+    def _is_signed(self, data: bytes) -> bool:
+        envelope = parse(data)
+        records = (state.certified(envelope.header.device) for state in self.keyring.accounts.values())
+        for record in filter(None, records):
+            try:
+                verify(record.sign_pk, envelope.signature, label("envelope", envelope.id))
+            except SignatureError:
+                return False
+            return True
+        return False
 
     def _keys(self) -> dict[Epoch, EpochKeys]:
         found = {epoch: self.keyring.keys(epoch) for epoch in self.keyring.log.epochs}
