@@ -6,12 +6,13 @@ import json
 import os
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 import twinlock
-from tests.client_kit import PASSWORD, ShiftedClock, until
+from tests.client_kit import PASSWORD, ShiftedClock, World, until
 from twinlock.errors import LogForkError
 from twinlock.ids import Counter, Epoch
 from twinlock.protocol.calls import AppendLog, LogHead
@@ -96,23 +97,38 @@ async def caught_up(db) -> None:
         await db.synced()
 
 
-@pytest.fixture
-async def world(account_world):
-    """Two devices wrote: "a" three times, "b" once in between; then the server's files fall into wrong hands."""
-    a, b = await account_world.device("a"), await account_world.device("b")
+@pytest.fixture(scope="module")
+def written_template(tmp_path_factory, account_template):
+    """Two devices wrote: "a" three times, "c" once in between; made once, in a thread that has a loop of its own."""
+    folder = tmp_path_factory.mktemp("written")
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, write_all(World(folder, account_template))).result()
+    return folder
+
+
+async def write_all(world) -> None:
+    """Let the devices write, and close everything."""
+    await world.start()
+    a, b = await world.device("a"), await world.device("b")
     await write(a, "a1")
     await b.synced()
     await b.close()
     await write(a, "a2")
-    c = await twinlock.recover(account_world.url, "ann", account_world.kit, profile=account_world.folder / "c")
-    account_world.open.append(c)
+    c = await twinlock.recover(world.url, "ann", world.kit, profile=world.folder / "c")
+    world.open.append(c)
     await write(c, "c1")
     await write(a, "a3")
     for db in (a, c):
         await db.synced()
-        await db.close()
-    await account_world.stop()
-    return account_world
+    await world.close()
+
+
+@pytest.fixture
+async def world(tmp_path, written_template):
+    """What was written, in the hands of whoever has the server's files; the server does not run yet."""
+    world = World(tmp_path, written_template)
+    yield world
+    await world.close()
 
 
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
@@ -463,6 +479,8 @@ async def write_locally(db, id: str) -> None:
 @pytest.mark.parametrize("days", [-1, 1])
 async def test_a_clock_a_day_off_is_corrected_and_loses_nothing(world, days):
     """The device's clock is wrong all the time: offline it writes with it, online it is told the time."""
+    await world.restart()
+    await world.stop()
     clock = ShiftedClock(days * 86_400_000)
     a = await world.device("a", wall_ms=clock)
     # Neither a lease that seems to have ended nor a clock that ran backwards opens anything; writing goes on.
