@@ -4,9 +4,10 @@ from twinlock.contracts.broker import Broker, Receiver
 from twinlock.contracts.chains import AppendPlan, plan_append
 from twinlock.contracts.directory import Change, Directory, Record, check_record
 from twinlock.contracts.keys import KeyService
-from twinlock.contracts.log import DeviceHead, Log, SpaceState
+from twinlock.contracts.log import Append, DeviceHead, Log, Outcome, SpaceState
 
 __all__ = [
+    "Append",
     "AppendPlan",
     "Broker",
     "Change",
@@ -14,6 +15,7 @@ __all__ = [
     "Directory",
     "KeyService",
     "Log",
+    "Outcome",
     "Receiver",
     "Record",
     "SpaceState",

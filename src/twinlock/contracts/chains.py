@@ -52,6 +52,16 @@ def plan_append(space: SpaceId, envelopes: Sequence[Envelope], head_of: Callable
     return AppendPlan(known, fresh, heads)
 
 
+def refuse_known(plan: AppendPlan) -> None:
+    """Check that every envelope of an append is new.
+
+    Raises:
+        AppendConflictError: one is known already.
+    """
+    if plan.known:
+        raise AppendConflictError("an envelope that is known already among new ones")
+
+
 def _check_next(envelope: Envelope, head: DeviceHead) -> None:
     header = envelope.header
     if header.counter != head.counter + 1:

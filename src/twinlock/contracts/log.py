@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import msgspec
 
+from twinlock.errors import TwinlockError
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope
 from twinlock.protocol.frames import Entry
@@ -30,6 +31,17 @@ class SpaceState(msgspec.Struct, frozen=True):
     head: Seq
     log_bytes: int
     heads: Mapping[DeviceId, DeviceHead]
+
+
+class Append(msgspec.Struct, frozen=True):
+    """New envelopes of one space, to be appended all or none."""
+
+    space: SpaceId
+    envelopes: Sequence[Envelope]
+
+
+Outcome = list[Seq] | TwinlockError
+"""What came of an append: one seq for each envelope, or why nothing was appended."""
 
 
 class Log(ABC):
@@ -65,6 +77,17 @@ class Log(ABC):
             AppendConflictError: the chain of a device does not fit; nothing was appended.
             StoreError: the store failed; nothing was acknowledged and the caller may try again.
             OverloadedError: too much waits already; nothing was taken.
+        """
+
+    @abstractmethod
+    def append_many(
+        self, appends: Sequence[Append], received_ms: int, done: Callable[[Sequence[Outcome]], None]
+    ) -> None:
+        """Append to many spaces at once, and call `done` with what came of each, in order, once that is durable.
+
+        Each append stands by itself and fails as `append` does; one with an envelope that is known already is refused
+        with `AppendConflictError`. `done` is called in the event loop, never from within this call, and must not raise.
+        This is how a busy server appends: it costs no task for each space.
         """
 
     @abstractmethod

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from operator import attrgetter
 
-from twinlock.contracts.chains import NO_HEAD, plan_append
+from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append, refuse_known
 from twinlock.contracts.directory import Change, Directory, Record, check_record
-from twinlock.contracts.log import DeviceHead, Log, SpaceState
+from twinlock.contracts.log import Append, DeviceHead, Log, Outcome, SpaceState
 from twinlock.engines.one_process import ChangeWatchers, OneProcessBroker
 from twinlock.errors import AppendConflictError, CutRefusedError, RevisionError
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq, SpaceId, short
@@ -68,6 +68,25 @@ class MemoryLog(Log):
         """Append, or refuse as a whole, and return one seq for each envelope."""
         held = self._spaces.setdefault(space, _Space())
         plan = plan_append(space, envelopes, lambda device: held.heads.get(device, NO_HEAD))
+        return self._append(held, plan, envelopes, received_ms)
+
+    def append_many(
+        self, appends: Sequence[Append], received_ms: int, done: Callable[[Sequence[Outcome]], None]
+    ) -> None:
+        """Append to many spaces, and tell in the loop's next turn what came of each."""
+        outcomes = [self._outcome(append, received_ms) for append in appends]
+        asyncio.get_running_loop().call_soon(done, outcomes)
+
+    def _outcome(self, append: Append, received_ms: int) -> Outcome:
+        held = self._spaces.setdefault(append.space, _Space())
+        try:
+            plan = plan_append(append.space, append.envelopes, lambda device: held.heads.get(device, NO_HEAD))
+            refuse_known(plan)
+        except AppendConflictError as error:
+            return error
+        return self._append(held, plan, append.envelopes, received_ms)
+
+    def _append(self, held: _Space, plan: AppendPlan, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
         seqs = [Seq(0)] * len(envelopes)
         for place in plan.known:
             seqs[place] = _seq_of_known(held, envelopes[place])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append
-from twinlock.contracts.log import DeviceHead
+from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append, refuse_known
+from twinlock.contracts.log import Append, DeviceHead, Outcome
 from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import GroupState, Job
+from twinlock.errors import TwinlockError
 from twinlock.ids import DeviceId, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope
 
@@ -108,6 +109,52 @@ class LogGroup(GroupState):
         sql = "SELECT max(coalesce((SELECT max(seq) FROM log), 0), (SELECT value FROM meta WHERE name = 'seq_floor'))"
         (seq,) = self._connection.execute(sql).fetchone()
         return int(seq)
+
+
+class AppendsJob(Job[list[Outcome]]):
+    """Appends to many spaces, each by itself; what came of them goes to one callback."""
+
+    __slots__ = ("_appends", "_done", "_group", "_received_ms", "_tails")
+
+    def __init__(
+        self,
+        group: LogGroup,
+        tails: Tails,
+        appends: Sequence[Append],
+        received_ms: int,
+        done: Callable[[Sequence[Outcome]], None],
+    ) -> None:
+        super().__init__(sum([len(envelope.data) for append in appends for envelope in append.envelopes]))
+        self._group = group
+        self._tails = tails
+        self._appends = appends
+        self._received_ms = received_ms
+        self._done = done
+
+    def run(self) -> list[Outcome]:
+        """Fit what can be fitted, and buffer it."""
+        return [self._append(append) for append in self._appends]
+
+    def tell(self) -> None:
+        """Hand the entries to those who watch their spaces."""
+        for append, outcome in zip(self._appends, self.outcome or (), strict=True):
+            if isinstance(outcome, list):
+                self._tails.tell(append.space, self._received_ms, outcome, append.envelopes)
+
+    def end(self) -> None:
+        """Tell what came of each."""
+        self._done((self.outcome or []) if self.error is None else self.refused_all(self.error))
+
+    def refused_all(self, error: TwinlockError) -> list[Outcome]:
+        """Return one error as what came of each."""
+        return [error] * len(self._appends)
+
+    def _append(self, append: Append) -> Outcome:
+        try:
+            refuse_known(self._group.plan(append.space, append.envelopes))
+        except TwinlockError as error:
+            return error
+        return self._group.append(append.space, append.envelopes, self._received_ms)
 
 
 class AppendJob(Job[list[Seq] | AppendPlan]):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
-from twinlock.contracts.log import Log, SpaceState
+from twinlock.contracts.log import Append, Log, Outcome, SpaceState
 from twinlock.engines import sqlite_cuts
-from twinlock.engines.sqlite_group import AppendJob, LogGroup
+from twinlock.engines.sqlite_group import AppendJob, AppendsJob, LogGroup
 from twinlock.engines.sqlite_pages import find_known, read_page, read_state
 from twinlock.engines.sqlite_readers import Readers
 from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import Writer
-from twinlock.errors import AppendConflictError
+from twinlock.errors import AppendConflictError, TwinlockError
 from twinlock.ids import Counter, DeviceId, Incarnation, Seq, SpaceId, short
 from twinlock.protocol.envelope import Envelope
 from twinlock.protocol.frames import Entry
@@ -55,6 +56,16 @@ class SqliteLog(Log):
         for place, seq in zip(outcome.fresh, rest, strict=True):
             seqs[place] = seq
         return seqs
+
+    def append_many(
+        self, appends: Sequence[Append], received_ms: int, done: Callable[[Sequence[Outcome]], None]
+    ) -> None:
+        """Append to many spaces in one job of the writer."""
+        job = AppendsJob(self._group, self._tails, appends, received_ms, done)
+        try:
+            self._writer.put(job)
+        except TwinlockError as error:
+            asyncio.get_running_loop().call_soon(done, job.refused_all(error))
 
     async def read(self, space: SpaceId, after: Seq, bytes_max: int) -> list[Entry]:
         """Return entries after a seq, from `start` on, in order."""

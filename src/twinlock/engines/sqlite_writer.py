@@ -62,6 +62,15 @@ class Job(ABC, Generic[T]):
     def tell(self) -> None:
         """Tell others, now that the work is durable; in the event loop, before any caller of the group goes on."""
 
+    def end(self) -> None:
+        """Tell the caller how it went; in the event loop."""
+        if self.future.done():
+            return
+        if self.error is None:
+            self.future.set_result(cast(T, self.outcome))
+        else:
+            self.future.set_exception(self.error)
+
 
 class CallJob(Job[T]):
     """Runs a function on the writer's connection, after everything that came before it."""
@@ -116,6 +125,15 @@ class Writer:
             ClosedError, OverloadedError: the job was not taken.
             StoreError: the group failed; nothing of it was stored.
         """
+        self.put(job)
+        return await job.future
+
+    def put(self, job: Job[Any]) -> None:
+        """Have a job run in the next group; it is told how it went.
+
+        Raises:
+            ClosedError, OverloadedError: the job was not taken.
+        """
         if self._closed:
             raise ClosedError
         if self._waiting_bytes + job.cost_bytes > WAITING_BYTES_MAX and self._waiting_bytes > 0:
@@ -123,7 +141,6 @@ class Writer:
         self._loop = job.future.get_loop()
         self._waiting_bytes += job.cost_bytes
         self._queue.put(job)
-        return await job.future
 
     async def call(
         self,
@@ -208,9 +225,4 @@ class Writer:
             if job.error is None:
                 job.tell()
         for job in group:
-            if job.future.done():
-                continue
-            if job.error is None:
-                job.future.set_result(job.outcome)
-            else:
-                job.future.set_exception(job.error)
+            job.end()

@@ -14,6 +14,7 @@ from twinlock.ids import Counter, EnvelopeId, Seq, SpaceId
 from twinlock.protocol.envelope import CIPHERTEXT_BYTES_MAX, TAG_BYTES, Envelope
 from twinlock.protocol.frames import Entry
 from twinlock.testing.contracts.envelopes import Chain, new_space
+from twinlock.testing.contracts.log_many import AppendManyContract
 
 ALL = 1 << 30
 NOW_MS = 1_700_000_000_000
@@ -478,5 +479,5 @@ class CutContract:
         assert (await log.state(space)).head == 0
 
 
-class LogContract(AppendContract, ReadContract, CutContract):
+class LogContract(AppendContract, AppendManyContract, ReadContract, CutContract):
     """The whole of it."""
