@@ -316,13 +316,15 @@ class FailingLog(MemoryLog):
         super().__init__(incarnation)
         self.fails_before = self.fails_after = False
 
-    async def append(self, space, envelopes, received_ms):
+    def append_many(self, appends, received_ms, done):
+        loop = asyncio.get_running_loop()
         if self.fails_before:
-            raise StoreError("no space left")
-        seqs = await super().append(space, envelopes, received_ms)
-        if self.fails_after:
-            raise StoreError("the answer was lost")
-        return seqs
+            loop.call_soon(done, [StoreError("no space left")] * len(appends))
+        elif self.fails_after:
+            lost = [StoreError("the answer was lost")] * len(appends)
+            super().append_many(appends, received_ms, lambda _: done(lost))
+        else:
+            super().append_many(appends, received_ms, done)
 
 
 @pytest.mark.parametrize("moment", ["fails_before", "fails_after"])

@@ -1,5 +1,7 @@
 """Group commit: per space at most one append is in flight, and it carries everything that waited.
 
+The appends of all spaces of a loop turn are one call of the log, and their outcomes one call back: no task each.
+
 `ack` is sent only after the append returned, which means durable. What a failed append leaves open is settled by
 reading the log's own state again; nobody is told anything that a crash could take back.
 """
@@ -8,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
 
-from twinlock.contracts import Log, SpaceState
+from twinlock.contracts import Append, Log, Outcome, SpaceState
 from twinlock.errors import AppendConflictError, CounterConflictError, InternalError, StoreError, TwinlockError
 from twinlock.ids import Counter, DeviceId, Seq, short
 from twinlock.protocol.frames import Ack, Entry, Reject
@@ -52,57 +54,88 @@ class Committer:
         """Bytes of those pushes."""
 
     def submit(self, space: ServedSpace, push: WaitingPush) -> None:
-        """Queue a push; everything that is queued in one loop turn goes into one append per space."""
+        """Queue a push; all that is queued in one loop turn goes to the log in one call."""
         if not push.fresh and not push.known and not space.waiting and not space.is_appending:
             self._settle(space, push)
             return
         self.in_flight += 1
         self.waiting_bytes += push.pushed_bytes
         if not space.waiting and not space.is_appending:
-            if not self._changed:
-                self._loop.call_soon(self._start)
-            self._changed.append(space)
+            self._queue(space)
         space.waiting.append(push)
+
+    def _queue(self, space: ServedSpace) -> None:
+        if not self._changed:
+            self._loop.call_soon(self._start)
+        self._changed.append(space)
 
     def _start(self) -> None:
         changed, self._changed = self._changed, []
+        groups: list[_Group] = []
         for space in changed:
             space.is_appending = True
-            self._tasks.spawn(self._append_all(space), "commit", partial(self._abandon, space))
-
-    async def _append_all(self, space: ServedSpace) -> None:
-        while space.waiting:
-            group = _take_group(space)
-            try:
-                await self._append_group(space, group)
-            except TwinlockError as error:
-                # Nothing is known of this group, and what waits behind it stands on it.
-                rest, space.waiting = space.waiting, []
-                await self._recover(space, group + rest, error)
-        space.is_appending = False
-
-    async def _append_group(self, space: ServedSpace, group: list[WaitingPush]) -> None:
-        envelopes = [envelope for push in group for envelope in push.fresh]
-        acked: dict[Peer, list[tuple[Counter, Seq]]] = {}
-        if envelopes:
+            pushes = _take_group(space)
+            envelopes = [envelope for push in pushes for envelope in push.fresh]
+            if envelopes:
+                groups.append(_Group(space.id, envelopes, space, pushes))
+            else:
+                self._finish(space, pushes)
+        if groups:
             received_ms = self._now_ms()
-            started = time.perf_counter()
-            seqs = await self._log.append(space.id, envelopes, received_ms)
-            self._metrics.commit_seconds.observe(time.perf_counter() - started)
-            self._metrics.commit_group.observe(len(envelopes))
-            self._metrics.acked.inc(len(envelopes))
-            space.sequencer.confirm(envelopes)
-            space.log_bytes += sum(len(envelope.data) for envelope in envelopes)
-            acked = _acks_by_peer(group, seqs)
-            for peer, pairs in acked.items():
-                peer.send(Ack(space.id, pairs))
-            entries = [Entry(seq, received_ms, envelope.data) for seq, envelope in zip(seqs, envelopes, strict=True)]
-            self._hub.deliver(space, entries)
-        for push in group:
+            done = partial(self._done, groups, received_ms, time.perf_counter())
+            self._log.append_many(groups, received_ms, done)
+
+    def _done(self, groups: list[_Group], received_ms: int, started: float, outcomes: Sequence[Outcome]) -> None:
+        self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        for group, outcome in zip(groups, outcomes, strict=True):
+            space = group.served
+            if not isinstance(outcome, list):
+                self._spawn_recovery(space, group.pushes, outcome)
+                continue
+            try:
+                self._committed(group, received_ms, outcome)
+            except Exception as exc:
+                logger.exception("commit failed", error=type(exc).__name__)
+                self._abandon(space, exc)
+
+    def _committed(self, group: _Group, received_ms: int, seqs: list[Seq]) -> None:
+        space, envelopes, pushes = group.served, group.envelopes, group.pushes
+        self._metrics.commit_group.observe(len(envelopes))
+        self._metrics.acked.inc(len(envelopes))
+        space.sequencer.confirm(envelopes)
+        space.log_bytes += sum([len(envelope.data) for envelope in envelopes])
+        for peer, pairs in _acks_by_peer(pushes, seqs).items():
+            peer.send(Ack(space.id, pairs))
+        entries = [Entry(seq, received_ms, envelope.data) for seq, envelope in zip(seqs, envelopes, strict=True)]
+        self._hub.deliver(space, entries)
+        self._finish(space, pushes)
+
+    def _finish(self, space: ServedSpace, pushes: list[WaitingPush]) -> None:
+        """Answer pushes in full whose fresh envelopes are acknowledged, and go on with what waits behind them."""
+        for place, push in enumerate(pushes):
             if push.known:
-                await self._acknowledge_known(space, push)
+                work = self._finish_known(space, pushes[place:])
+                self._tasks.spawn(work, "repeats", partial(self._abandon, space))
+                return
             self._leave(push)
             self._settle(space, push)
+        self._go_on(space)
+
+    async def _finish_known(self, space: ServedSpace, pushes: list[WaitingPush]) -> None:
+        for place, push in enumerate(pushes):
+            try:
+                await self._acknowledge_known(space, push)
+            except TwinlockError as error:
+                self._spawn_recovery(space, pushes[place:], error)
+                return
+            self._leave(push)
+            self._settle(space, push)
+        self._go_on(space)
+
+    def _go_on(self, space: ServedSpace) -> None:
+        space.is_appending = False
+        if space.waiting:
+            self._queue(space)
 
     async def _acknowledge_known(self, space: ServedSpace, push: WaitingPush) -> None:
         """Acknowledge what was pushed before: the log says whether it really is the same."""
@@ -137,6 +170,12 @@ class Committer:
             Reject(space.id, refusal.counter, error.code, error.detail, error.retry_after_ms, head.counter, head.id)
         )
 
+    def _spawn_recovery(self, space: ServedSpace, pushes: list[WaitingPush], error: TwinlockError) -> None:
+        # Nothing is known of these, and what waits behind them stands on them.
+        rest, space.waiting = space.waiting, []
+        work = self._recover(space, pushes + rest, error)
+        self._tasks.spawn(work, "recover", partial(self._abandon, space))
+
     async def _recover(self, space: ServedSpace, pushes: list[WaitingPush], error: TwinlockError) -> None:
         """Settle with the log after a failed append: take over its state, and have every push sent again."""
         logger.warning("append failed", space=short(space.id), code=error.code)
@@ -152,6 +191,7 @@ class Committer:
             for envelope in (*push.fresh, *push.known)[:1]:
                 retry = Refusal(envelope.header.counter, _with_retry(told))
                 self._reject(space, push.peer, envelope.header.device, retry)
+        self._go_on(space)
 
     async def _state_or_none(self, space: ServedSpace) -> SpaceState | None:
         try:
@@ -169,6 +209,13 @@ class Committer:
             self._leave(push)
         for peer in {push.peer for push in rest} | space.live | set(space.lagging):
             peer.refuse(InternalError())
+
+
+class _Group(Append, frozen=True):
+    """One space's share of a call of the log, and the pushes that it answers."""
+
+    served: ServedSpace
+    pushes: list[WaitingPush]
 
 
 def _take_group(space: ServedSpace) -> list[WaitingPush]:
