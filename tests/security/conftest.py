@@ -1,13 +1,16 @@
 """What the security tests share: servers on real sockets and files, and the sources of the package."""
 
 import ast
+import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.client_kit import World, make_template
+from tests.security.dishonest import write_all
 from twinlock.server.app import Server
 from twinlock.server.settings import Settings
 
@@ -63,5 +66,22 @@ async def account_world(tmp_path, account_template):
     """A server in this process with an account and the profiles "a" and "b"."""
     world = World(tmp_path, account_template)
     await world.start()
+    yield world
+    await world.close()
+
+
+@pytest.fixture(scope="session")
+def written_template(tmp_path_factory, account_template):
+    """Two devices wrote: "a" three times, "c" once in between; made once, in a thread that has a loop of its own."""
+    folder = tmp_path_factory.mktemp("written")
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, write_all(World(folder, account_template))).result()
+    return folder
+
+
+@pytest.fixture
+async def world(tmp_path, written_template):
+    """What was written, in the hands of whoever has the server's files; the server does not run yet."""
+    world = World(tmp_path, written_template)
     yield world
     await world.close()
