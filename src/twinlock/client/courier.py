@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 TEND_INTERVAL_MS = 1_000
 TEND_INTERVAL_MS_MIN = 20
 LEASE_RETRY_MS = 30_000
+FLUSH_DELAY_S = 0.03
+"""What came from the server is committed together after so long, or with the next write of this device."""
+
 Chore = Callable[[], Awaitable[None]]
 
 
@@ -50,6 +53,7 @@ class Courier(Peer):
         self._chores_ready = asyncio.Event()
         self._busy = False
         self._pushes: deque[tuple[SpaceId, list[bytes]]] = deque()
+        self._flush_timer: asyncio.TimerHandle | None = None
         self.incarnation = Incarnation(b"")
         self._waiters: list[asyncio.Future[None]] = []
         self.runtimes: dict[SpaceId, SpaceRuntime] = {}
@@ -94,6 +98,7 @@ class Courier(Peer):
                 self._lock(runtime)
             self._renew(runtime)
         self._show_locked()
+        self._flush()
         if self._wake_ms(now_ms) <= now_ms:
             self._connection.wake()
 
@@ -131,6 +136,8 @@ class Courier(Peer):
 
     def close(self) -> None:
         """Close every space."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
         for runtime in self.runtimes.values():
             if not runtime.is_locked:
                 runtime.keep_keys()
@@ -207,7 +214,21 @@ class Courier(Peer):
             runtime.subscriptions.publish(now_ms)
         self._push(now_ms)
         self._check_waiters()
+        if self._flush_timer is None:
+            self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_DELAY_S, self._flush)
         return more
+
+    def _flush(self) -> None:
+        """Commit what the replicas have taken in."""
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        for runtime in self.runtimes.values():
+            try:
+                runtime.flush()
+            except StoreError as exc:
+                logger.warning("what was received could not be stored", extra={"code": exc.code})
+                self.renew(runtime)
 
     def push(self) -> None:
         """Send what was written."""

@@ -18,9 +18,10 @@ from twinlock.client.store_file import StoreFile
 from twinlock.client.store_index import IndexTables
 from twinlock.client.store_outbox import OutboxTables
 from twinlock.document.query import Query
-from twinlock.errors import UpdateNeededError
+from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import Counter, DeviceId, Seq
 from twinlock.replica.store import (
+    UNSEALED,
     DocumentKey,
     OwnEnvelope,
     PendingWrite,
@@ -37,10 +38,11 @@ _SCHEMAS = (store_chains.SCHEMA, store_outbox.SCHEMA, store_documents.SCHEMA, st
 class LocalStore(ReplicaStore):
     """The replica file, opened under its key."""
 
-    __slots__ = ("_chains", "_documents", "_file", "_indexes", "_outbox")
+    __slots__ = ("_chains", "_documents", "_file", "_in_group", "_indexes", "_outbox")
 
     def __init__(self, file: StoreFile) -> None:
         self._file = file
+        self._in_group = False
         with file.transaction(durable=True):
             for schema in _SCHEMAS:
                 file.run(schema)
@@ -68,12 +70,20 @@ class LocalStore(ReplicaStore):
     @contextmanager
     def transaction(self, durable: bool) -> Iterator[None]:
         """Open a transaction, or a part of the open group that is taken back by itself when its block raises."""
-        opened = self._file.savepoint() if self._file.in_transaction else self._file.transaction(durable)
+        opened = self._file.savepoint() if self._in_group else self._file.transaction(durable)
+        before = self._documents.live_bytes, self._outbox.counts()
         try:
             with opened:
                 yield
-        except BaseException:
+        except StoreError:
+            # More than this part may be gone.
             self._recount()
+            raise
+        except BaseException:
+            self._documents.take_back(before[0])
+            self._outbox.take_back(before[1])
+            self._chains.recount()
+            self._indexes.reload()
             raise
 
     @contextmanager
@@ -81,10 +91,31 @@ class LocalStore(ReplicaStore):
         """Let the transactions inside reach the disk together, when the block ends: one flush for all of them."""
         try:
             with self._file.transaction(durable=True):
-                yield
+                self._in_group = True
+                try:
+                    yield
+                finally:
+                    self._in_group = False
         except BaseException:
             self._recount()
             raise
+
+    def flush(self) -> None:
+        """Commit what transactions that need not be durable have left open; to be called soon after them.
+
+        Raises:
+            StoreError: the disk refused; what the replica holds in memory is ahead of it.
+        """
+        try:
+            self._file.flush()
+        except BaseException:
+            self._recount()
+            raise
+
+    @property
+    def is_flushed(self) -> bool:
+        """Tell whether everything has been committed."""
+        return not self._file.in_transaction
 
     def close(self) -> None:
         """Release the file."""
@@ -142,13 +173,21 @@ class LocalStore(ReplicaStore):
         """Count a query's documents by its index."""
         return self._indexes.count(query)
 
-    def add_write(self, payload: bytes, keys: Sequence[DocumentKey]) -> int:
+    def pending_ids(self, collection: str) -> set[str]:
+        """Return the documents that pending writes touch."""
+        return self._outbox.pending_ids(collection)
+
+    def add_write(self, payload: bytes, keys: Sequence[DocumentKey], counter: Counter = UNSEALED) -> int:
         """Append a write to the outbox."""
-        return self._outbox.add_write(payload, keys)
+        return self._outbox.add_write(payload, keys, counter)
 
     def put_write(self, token: int, payload: bytes) -> None:
         """Replace a write's payload."""
         self._outbox.put_write(token, payload)
+
+    def unsealed_count(self) -> int:
+        """Return the number of unsealed writes."""
+        return self._outbox.unsealed_count
 
     def unsealed_writes(self, bytes_max: int) -> list[PendingWrite]:
         """Return the first unsealed writes."""
@@ -243,6 +282,7 @@ class LocalStore(ReplicaStore):
 
     def _recount(self) -> None:
         """Count again what is kept beside the tables, after a transaction was taken back."""
+        self._chains.recount()
         self._indexes.reload()
         self._documents.recount()
         self._outbox.recount()

@@ -154,6 +154,15 @@ class SpaceRuntime:
         assert self._store is not None
         self.subscriptions.open(self.replica, self._store, now_ms)
 
+    def flush(self) -> None:
+        """Commit what was received since the last time.
+
+        Raises:
+            StoreError: the disk refused; `renew` is needed.
+        """
+        if self._store is not None:
+            self._store.flush()
+
     def lock(self) -> None:
         """Close the replica and drop every key that came by lease."""
         self.close()

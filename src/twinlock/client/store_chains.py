@@ -19,10 +19,16 @@ CREATE TABLE IF NOT EXISTS quarantine(
 class ChainTables:
     """Small state: by name, by device, by seq."""
 
-    __slots__ = ("_file",)
+    __slots__ = ("_file", "_quarantined_count")
 
     def __init__(self, file: StoreFile) -> None:
         self._file = file
+        self._quarantined_count = 0
+        self.recount()
+
+    def recount(self) -> None:
+        """Count again, after opening or after a transaction that was taken back."""
+        (self._quarantined_count,) = self._file.rows("SELECT count(*) FROM quarantine")[0]
 
     def get_meta(self, name: str) -> bytes | None:
         """Return a named value."""
@@ -45,12 +51,16 @@ class ChainTables:
         """Store quarantined envelopes."""
         rows = [(entry.seq, entry.received_ms, entry.data, entry.reason) for entry in envelopes]
         self._file.run_many("INSERT OR REPLACE INTO quarantine VALUES(?, ?, ?, ?)", rows)
+        self.recount()
 
     def quarantined(self) -> list[QuarantinedEnvelope]:
         """Return all of them by seq."""
+        if not self._quarantined_count:
+            return []
         rows = self._file.rows("SELECT seq, received_ms, data, reason FROM quarantine ORDER BY seq")
         return [QuarantinedEnvelope(Seq(seq), received_ms, data, reason) for seq, received_ms, data, reason in rows]
 
     def release(self, seqs: Sequence[Seq]) -> None:
         """Remove some of them."""
         self._file.run_many("DELETE FROM quarantine WHERE seq = ?", [(seq,) for seq in seqs])
+        self.recount()

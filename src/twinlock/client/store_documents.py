@@ -20,16 +20,20 @@ CREATE INDEX IF NOT EXISTS lost_documents ON documents(collection, id) WHERE is_
 """
 _COLUMNS = "collection, id, confirmed, overlay, value, base_seq, last_seq, pending, is_lost"
 _CONFIRMED = 2
+RECENT_MAX = 512
+RECENT_BYTES_MAX = 8 << 10
+"""What was just read or written is soon looked at again: so many documents are kept in memory, the small ones."""
 
 
 class DocumentTables:
     """Every document of the space, with the sum of their states kept beside them."""
 
-    __slots__ = ("_file", "_indexes", "live_bytes")
+    __slots__ = ("_file", "_indexes", "_recent", "live_bytes")
 
     def __init__(self, file: StoreFile, indexes: IndexTables) -> None:
         self._file = file
         self._indexes = indexes
+        self._recent: dict[DocumentKey, tuple[int, StoredDocument] | None] = {}
         self.live_bytes = 0
         self.recount()
 
@@ -37,12 +41,33 @@ class DocumentTables:
         """Sum up again, after opening or after a transaction that was taken back."""
         names = "length(CAST(collection AS BLOB)) + length(CAST(id AS BLOB))"
         total = f"SELECT coalesce(sum(length(confirmed) + {names}), 0) FROM documents WHERE length(confirmed) > 0"  # noqa: S608
-        (self.live_bytes,) = self._file.rows(total)[0]
+        (live_bytes,) = self._file.rows(total)[0]
+        self.take_back(live_bytes)
+
+    def take_back(self, live_bytes: int) -> None:
+        """Go on from an earlier sum, after a part of a transaction was taken back."""
+        self.live_bytes = live_bytes
+        self._recent.clear()
 
     def get_document(self, collection: str, id: str) -> StoredDocument | None:
         """Return one document."""
-        row = self._file.row(f"SELECT {_COLUMNS} FROM documents WHERE collection = ? AND id = ?", (collection, id))  # noqa: S608
-        return None if row is None else _document(row)
+        found = self._find((collection, id))
+        return None if found is None else found[1]
+
+    def _find(self, key: DocumentKey) -> tuple[int, StoredDocument] | None:
+        """Return a document and its row."""
+        if key in self._recent:
+            return self._recent[key]
+        row = self._file.row(f"SELECT {_COLUMNS}, doc FROM documents WHERE collection = ? AND id = ?", key)  # noqa: S608
+        return self._note(key, None if row is None else (row[-1], _document(row[:-1])))
+
+    def _note(self, key: DocumentKey, found: tuple[int, StoredDocument] | None) -> tuple[int, StoredDocument] | None:
+        self._recent.pop(key, None)
+        if found is None or len(found[1].confirmed) + len(found[1].overlay) <= RECENT_BYTES_MAX:
+            if len(self._recent) >= RECENT_MAX:
+                del self._recent[next(iter(self._recent))]
+            self._recent[key] = found
+        return found
 
     def get_documents(self, keys: Iterable[DocumentKey]) -> dict[DocumentKey, StoredDocument]:
         """Return those that exist."""
@@ -72,6 +97,7 @@ class DocumentTables:
             "UPDATE documents SET is_lost = 1, last_seq = ?1, base_seq = min(base_seq, ?1 + 1) WHERE last_seq > ?1",
             (seq,),
         )
+        self._recent.clear()
         return self._file.changed_rows()
 
     def lost_documents(self, bytes_max: int) -> list[StoredDocument]:
@@ -82,6 +108,7 @@ class DocumentTables:
     def clear_lost(self) -> None:
         """Declare that none is lost."""
         self._file.run("UPDATE documents SET is_lost = 0 WHERE is_lost")
+        self._recent.clear()
 
     def _put(self, document: StoredDocument) -> int:
         state = (
@@ -93,25 +120,25 @@ class DocumentTables:
             document.overlay,
             document.confirmed,
         )
-        self.live_bytes += _live_bytes(document, len(document.confirmed))
-        row = self._file.row(
-            "SELECT doc, length(confirmed) FROM documents WHERE collection = ? AND id = ?", document.key
-        )
-        if row is None:
+        known = self._find(document.key)
+        if known is None:
             self._file.run(
                 "INSERT INTO documents(collection, id, base_seq, last_seq, pending, is_lost, value, overlay, confirmed)"
                 " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*document.key, *state),
             )
-            return self._file.inserted_row()
-        doc, old_bytes = row
-        self.live_bytes -= _live_bytes(document, old_bytes)
-        self._file.run(
-            "UPDATE documents SET base_seq = ?, last_seq = ?, pending = ?, is_lost = ?, value = ?, overlay = ?,"
-            " confirmed = ? WHERE doc = ?",
-            (*state, doc),
-        )
-        return int(doc)
+            doc = self._file.inserted_row()
+        else:
+            doc = known[0]
+            self.live_bytes -= _live_bytes(known[1])
+            self._file.run(
+                "UPDATE documents SET base_seq = ?, last_seq = ?, pending = ?, is_lost = ?, value = ?, overlay = ?,"
+                " confirmed = ? WHERE doc = ?",
+                (*state, doc),
+            )
+        self.live_bytes += _live_bytes(document)
+        self._note(document.key, (doc, document))
+        return doc
 
 
 def _document(row: Row) -> StoredDocument:
@@ -121,6 +148,7 @@ def _document(row: Row) -> StoredDocument:
     )
 
 
-def _live_bytes(document: StoredDocument, state_bytes: int) -> int:
-    """Return what a document with a confirmed state of some length weighs in a snapshot."""
+def _live_bytes(document: StoredDocument) -> int:
+    """Return what a document's confirmed state weighs in a snapshot."""
+    state_bytes = len(document.confirmed)
     return state_bytes and state_bytes + len(document.collection.encode()) + len(document.id.encode())

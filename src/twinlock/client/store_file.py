@@ -20,12 +20,13 @@ Parameters = Sequence[Any]
 class StoreFile:
     """A connection to one file. Every failure is a StoreError; wrong key or alteration is a StoreDamagedError."""
 
-    __slots__ = ("_connection", "_is_durable", "path")
+    __slots__ = ("_connection", "_has_durable", "_is_full", "path")
 
     def __init__(self, path: Path, connection: apsw.Connection) -> None:
         self.path = path
         self._connection = connection
-        self._is_durable = True
+        self._is_full = True
+        self._has_durable = False
 
     @classmethod
     def open(cls, path: Path, key: bytes) -> StoreFile:
@@ -49,22 +50,56 @@ class StoreFile:
 
     @contextmanager
     def transaction(self, durable: bool) -> Iterator[None]:
-        """Open a transaction; with `durable` it is on the disk when the block ends."""
+        """Open a transaction; with `durable` it is on the disk when the block ends.
+
+        One that is not stays open for those that follow, as a part of theirs: nothing of it is written before a
+        durable one, `flush` or `close` ends it.
+        """
+        if durable and not self._is_full:
+            self.flush()
+        if self.in_transaction:
+            with self.savepoint():
+                yield
+        else:
+            self._begin(durable)
+            try:
+                yield
+            except BaseException:
+                # SQLite has ended the transaction by itself after some failures.
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+        if durable:
+            self._has_durable = True
+            self.flush()
+
+    def _begin(self, durable: bool) -> None:
+        # Where every transaction so far had a durable part the next one will: it is begun as one that may be flushed,
+        # since that cannot be changed any more once it is open.
+        wants_full = durable or self._has_durable
+        self._has_durable = False
         try:
-            if durable is not self._is_durable:
-                self._connection.pragma("synchronous", "full" if durable else "normal")
-                self._is_durable = durable
+            if wants_full is not self._is_full:
+                self._connection.pragma("synchronous", "full" if wants_full else "normal")
+                self._is_full = wants_full
             self._connection.execute("BEGIN IMMEDIATE")
         except apsw.Error as exc:
             raise _translation(exc) from exc
+
+    def flush(self) -> None:
+        """Commit what was put off.
+
+        Raises:
+            StoreError: the disk refused; all of it is gone, as after a power cut.
+        """
+        if not self.in_transaction:
+            return
         try:
-            yield
-            self.run("COMMIT")
-        except BaseException:
-            # SQLite has ended the transaction by itself after some failures.
+            self._connection.execute("COMMIT")
+        except apsw.Error as exc:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            raise
+            raise _translation(exc) from exc
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
@@ -137,9 +172,12 @@ class StoreFile:
         return self._connection.last_insert_rowid()
 
     def close(self) -> None:
-        """Close the file."""
-        with _translated():
-            self._connection.close()
+        """Close the file, with all that was put off."""
+        try:
+            self.flush()
+        finally:
+            with _translated():
+                self._connection.close()
 
 
 @contextmanager

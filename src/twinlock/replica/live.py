@@ -158,9 +158,7 @@ class LiveQuery:
                 self._remove(identifier)
             for identifier, value in answer:
                 self._place(identifier, value)
-        if store.pending_count():
-            found = store.get_documents((self.query.collection, identifier) for identifier in self._keys)
-            self._pending.update(document.id for document in found.values() if document.pending)
+        self._pending = store.pending_ids(self.query.collection)
 
     def take(self, from_cache: bool, syncing: bool) -> QuerySnapshot | None:
         """Return a snapshot if the result or a flag has changed since the last one."""

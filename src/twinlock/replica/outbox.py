@@ -22,7 +22,7 @@ from twinlock.replica.documents import Shown, WorkingSet
 from twinlock.replica.intents import check_batch, operations_of
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.state import OwnChain, load_chain, save_chain
-from twinlock.replica.store import DocumentKey, OwnEnvelope, PendingWrite, ReplicaStore
+from twinlock.replica.store import UNSEALED, DocumentKey, OwnEnvelope, PendingWrite, ReplicaStore
 from twinlock.sealing.cipher import Sealer, open_payload
 from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
 
@@ -93,12 +93,12 @@ class Outbox:
             if len(payload) > PAYLOAD_BYTES_MAX:
                 raise DocumentTooLargeError(f"a batch of {len(payload)} bytes")
             # A write must not overtake an earlier one that waits unsealed.
-            is_next = self._has_room and not self._store.unsealed_writes(1)
-            token = self._store.add_write(payload, keys)
-            shown = work.flush(is_write=True)
+            is_next = self._has_room and not self._store.unsealed_count()
             chain = self._with_clock(self.chain)
+            token = self._store.add_write(payload, keys, Counter(chain.counter + 1) if is_next else UNSEALED)
+            shown = work.flush(is_write=True)
             if is_next:
-                chain = self._freeze(Kind.CHANGE, payload, [token], chain)
+                chain = self._freeze(Kind.CHANGE, payload, (), chain)
             save_chain(self._store, chain)
             if mark is not None:
                 self._store.put_meta(_ABSORBED, mark)
@@ -150,7 +150,7 @@ class Outbox:
 
     def seal_waiting(self, now_ms: int) -> list[Shown]:
         """Join waiting writes into changes and freeze them, as far as there is room in the window."""
-        if not self._has_room or not self._store.unsealed_writes(1):
+        if not self._store.unsealed_count() or not self._has_room:
             return []
         shown = self._clamp(now_ms)
         chain = self.chain

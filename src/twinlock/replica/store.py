@@ -192,12 +192,23 @@ class ReplicaStore(ABC):
     # Outbox: writes wait unsealed, then in frozen envelopes; a confirmed envelope is kept for healing.
 
     @abstractmethod
-    def add_write(self, payload: bytes, keys: Sequence[DocumentKey]) -> int:
-        """Append a write to the outbox, unsealed, and return its token (from 1, growing, never reused)."""
+    def add_write(self, payload: bytes, keys: Sequence[DocumentKey], counter: Counter = UNSEALED) -> int:
+        """Append a write to the outbox and return its token (growing, never reused).
+
+        With `counter` it is carried by the envelope that is frozen next, in the same transaction.
+        """
+
+    @abstractmethod
+    def pending_ids(self, collection: str) -> set[str]:
+        """Return the documents of a collection that pending writes touch."""
 
     @abstractmethod
     def put_write(self, token: int, payload: bytes) -> None:
         """Replace the payload of an unsealed write (its stamps were clamped)."""
+
+    @abstractmethod
+    def unsealed_count(self) -> int:
+        """Return the number of unsealed writes. Must be quick."""
 
     @abstractmethod
     def unsealed_writes(self, bytes_max: int) -> list[PendingWrite]:

@@ -168,11 +168,19 @@ class MemoryStore(ReplicaStore):
 
     # Outbox
 
-    def add_write(self, payload: bytes, keys: Sequence[DocumentKey]) -> int:
+    def add_write(self, payload: bytes, keys: Sequence[DocumentKey], counter: Counter = UNSEALED) -> int:
         """See `ReplicaStore`."""
         token = self._add("token", 1)
-        self._put(self._writes, token, PendingWrite(token, payload, tuple(keys)))
+        self._put(self._writes, token, PendingWrite(token, payload, tuple(keys), counter))
         return token
+
+    def pending_ids(self, collection: str) -> set[str]:
+        """See `ReplicaStore`."""
+        return {name for write in self._writes.values() for place, name in write.keys if place == collection}
+
+    def unsealed_count(self) -> int:
+        """See `ReplicaStore`."""
+        return sum(write.counter == UNSEALED for write in self._writes.values())
 
     def put_write(self, token: int, payload: bytes) -> None:
         """See `ReplicaStore`."""
