@@ -17,6 +17,7 @@ from twinlock.protocol.server import ServerSession
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.server.buckets import Pace
+from twinlock.server.framing import binary_message
 from twinlock.server.hub import Hub
 from twinlock.server.metrics import Metrics
 from twinlock.server.peer import Peer
@@ -238,6 +239,64 @@ async def test_live_readers_are_sent_the_very_same_bytes():
         await asyncio.sleep(0)
 
     assert len({id(keeper.messages[0]) for keeper in keepers}) == 1
+
+
+class Writer(Reader):
+    """A reader that writes as well, and keeps what it is sent as it is sent."""
+
+    __slots__ = ("pieces",)
+
+    def __init__(self, hub, space):
+        super().__init__(hub, space)
+        self.pieces = []
+
+    def write(self, message):
+        self.pieces.append(message)
+
+
+ACK = binary_message(b"ack")
+
+
+async def test_an_ack_and_the_entries_that_it_is_about_leave_in_one_piece():
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        writer, other, stranger = (Writer(stage.hub, stage.space) for _ in range(3))
+        stage.hub.attach(stage.space, writer, 0)
+        stage.hub.attach(stage.space, other, 0)
+        stage.hub.acknowledge(stage.space, writer, ACK)
+        stage.hub.acknowledge(stage.space, stranger, ACK)
+        assert stranger.pieces == [ACK]
+        await stage.append(1)
+        await asyncio.sleep(0)
+
+    (entries,) = other.pieces
+    assert writer.pieces == [ACK + entries]
+    assert stranger.pieces == [ACK]
+
+
+@pytest.mark.parametrize("event", ["restart", "detach", "reject"])
+async def test_an_ack_is_sent_whatever_becomes_of_its_entries(event):
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        writer = Writer(stage.hub, stage.space)
+        stage.hub.attach(stage.space, writer, 0)
+        await stage.append(1)
+        await asyncio.sleep(0)
+        writer.pieces.clear()
+        await stage.append(1)
+        stage.hub.acknowledge(stage.space, writer, ACK)
+        match event:
+            case "restart":
+                stage.hub.restart(stage.space, stage.appended[-1])
+            case "detach":
+                stage.hub.detach(stage.space, writer)
+            case "reject":
+                stage.hub.release_ack(stage.space, writer)
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    assert writer.pieces[0] == ACK
+    assert len(writer.pieces) == (1 if event == "detach" else 2)
 
 
 @pytest.mark.parametrize(

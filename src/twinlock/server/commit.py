@@ -18,7 +18,9 @@ import structlog
 from twinlock.contracts import Append, Log, Outcome, SpaceState
 from twinlock.errors import AppendConflictError, CounterConflictError, InternalError, StoreError, TwinlockError
 from twinlock.ids import Counter, DeviceId, Seq, short
+from twinlock.protocol.codec import encode
 from twinlock.protocol.frames import Ack, Entry, Reject
+from twinlock.server.framing import binary_message
 from twinlock.server.hub import Hub
 from twinlock.server.metrics import Metrics
 from twinlock.server.peer import Peer
@@ -105,7 +107,7 @@ class Committer:
         space.sequencer.confirm(envelopes)
         space.log_bytes += sum([len(envelope.data) for envelope in envelopes])
         for peer, pairs in _acks_by_peer(pushes, seqs).items():
-            peer.send(Ack(space.id, pairs))
+            self._hub.acknowledge(space, peer, binary_message(encode(Ack(space.id, pairs))))
         entries = [Entry(seq, received_ms, envelope.data) for seq, envelope in zip(seqs, envelopes, strict=True)]
         self._hub.deliver(space, entries)
         self._finish(space, pushes)
@@ -166,6 +168,7 @@ class Committer:
         error = refusal.error
         head = space.sequencer.head_of(device)
         self._metrics.rejected(error)
+        self._hub.release_ack(space, peer)
         peer.send(
             Reject(space.id, refusal.counter, error.code, error.detail, error.retry_after_ms, head.counter, head.id)
         )

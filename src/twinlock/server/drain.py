@@ -33,6 +33,8 @@ async def drain(sync: SyncSocket, services: Services) -> None:
     for place, connection in enumerate(connections):
         connection.go_away(RETRY_AFTER_MS_MIN + spread_ms * place // len(connections))
     committed = await _wait_until(lambda: services.committer.in_flight == 0, services.settings.drain_ms / 1000)
+    # The last acks leave at the end of their turn of the loop.
+    await asyncio.sleep(0)
     for connection in sync.heartbeat.connections:
         connection.close_drained()
     closed = await _wait_until(lambda: len(sync.heartbeat) == 0, CLOSE_S)

@@ -72,6 +72,19 @@ class Hub:
             self._changed.append(space)
         space.turn.append(Delivery(entries, entries_message(space.id, entries, entries[-1].seq)))
 
+    def acknowledge(self, space: ServedSpace, peer: Peer, ack: bytes) -> None:
+        """Send an ack; to a live reader together with the entries that `deliver` is given next, in one piece."""
+        if peer in space.live:
+            space.acks[peer] = space.acks.get(peer, b"") + ack
+        else:
+            peer.write(ack)
+
+    def release_ack(self, space: ServedSpace, peer: Peer) -> None:
+        """Send an ack that waits for entries now: something else must not come before it."""
+        ack = space.acks.pop(peer, None)
+        if ack is not None:
+            peer.write(ack)
+
     def relay(self, space: ServedSpace, sender: Peer, signals: Signals) -> None:
         """Send signals to all who are attached and keep up, but not back to their sender."""
         message = binary_message(encode(signals))
@@ -101,6 +114,8 @@ class Hub:
     def restart(self, space: ServedSpace, head: Seq) -> None:
         """Let every reader catch up from the log: what was appended is not known for sure."""
         behind = space.delivered
+        for peer in tuple(space.acks):
+            self.release_ack(space, peer)
         space.turn.clear()
         space.forget_recent()
         live, space.live = space.live, set()
@@ -121,9 +136,13 @@ class Hub:
     def _flush_space(self, space: ServedSpace, turn: list[Delivery]) -> None:
         message = turn[0].message if len(turn) == 1 else b"".join([delivery.message for delivery in turn])
         before, space.delivered = space.delivered, turn[-1].entries[-1].seq
-        live = tuple(space.live)
+        live, acks = tuple(space.live), space.acks
+        space.acks = {}
+        for peer, ack in acks.items():
+            peer.write(ack + message if peer in space.live else ack)
         for peer in live:
-            peer.write(message)
+            if peer not in acks:
+                peer.write(message)
         count = sum(len(delivery.entries) for delivery in turn)
         self._metrics.delivered(len(live) * count, len(live) * len(message))
         if space.lagging:

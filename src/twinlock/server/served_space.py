@@ -62,6 +62,7 @@ class ServedSpace:
     """
 
     __slots__ = (
+        "acks",
         "births",
         "cuts_under_way",
         "delivered",
@@ -96,6 +97,9 @@ class ServedSpace:
         self.waiting: list[WaitingPush] = []
         self.is_appending = False
         self.turn: list[Delivery] = []
+        self.acks: dict[Peer, bytes] = {}
+        """Acks of live readers, which go out in one piece with this turn's entries."""
+
         self.recent: deque[Delivery] = deque()
         self.recent_bytes = 0
         self.recent_floor = Seq(0)
