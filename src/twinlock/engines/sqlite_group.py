@@ -137,6 +137,8 @@ class AppendsJob(Job[list[Outcome]]):
 
     def tell(self) -> None:
         """Hand the entries to those who watch their spaces."""
+        if not self._tails:
+            return
         for append, outcome in zip(self._appends, self.outcome or (), strict=True):
             if isinstance(outcome, list):
                 self._tails.tell(append.space, self._received_ms, outcome, append.envelopes)

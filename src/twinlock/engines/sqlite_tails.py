@@ -69,6 +69,9 @@ class Tails:
     def __init__(self) -> None:
         self._by_space: dict[SpaceId, set[Tail]] = {}
 
+    def __len__(self) -> int:
+        return len(self._by_space)
+
     def open(self, space: SpaceId) -> Tail:
         """Queue what is appended to a space from now on."""
         tail = Tail()

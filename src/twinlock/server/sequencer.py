@@ -97,10 +97,11 @@ class Sequencer:
         """Note that envelopes, in their order, are durable."""
         for envelope in envelopes:
             header = envelope.header
-            self.durable[header.device] = DeviceHead(header.counter, envelope.id)
             expected = self._expected.get(header.device)
             if expected is not None and expected.counter == header.counter:
-                del self._expected[header.device]
+                self.durable[header.device] = self._expected.pop(header.device)
+            else:
+                self.durable[header.device] = DeviceHead(header.counter, envelope.id)
 
     def restore(self, heads: Mapping[DeviceId, DeviceHead]) -> None:
         """Go back to what is durable: an append failed, or another node appended."""
