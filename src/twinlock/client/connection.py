@@ -82,7 +82,10 @@ class Connection:
         self._backoff = Backoff(lambda: int.from_bytes(entropy(4), "big") / (1 << 32))
         self._ticket = b""
         self._calls: dict[int, asyncio.Future[msgspec.Raw]] = {}
+        self._transport: Transport | None = None
         self._output_ready = asyncio.Event()
+        self._is_writing = False
+        self._unsent: list[bytes] = []
         self._work_ready = asyncio.Event()
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -116,12 +119,21 @@ class Connection:
 
     def wake(self) -> None:
         """There is output, or work to do."""
-        self._output_ready.set()
+        self.output()
         self._work_ready.set()
 
     def output(self) -> None:
-        """There is output; nothing else changed."""
-        self._output_ready.set()
+        """There is output; nothing else changed. It goes out here and now, without another loop turn, if it can."""
+        if self._transport is None or self.session is None or self._is_writing:
+            self._output_ready.set()
+            return
+        messages = self.session.take_output()
+        for at, message in enumerate(messages):
+            if not self._transport.send_now(message):
+                self._unsent = messages[at:]
+                self._is_writing = True
+                self._output_ready.set()
+                return
 
     async def call(self, method: str, params: msgspec.Struct, result: type[Result]) -> Result:
         """Send a request and return its result.
@@ -136,7 +148,7 @@ class Connection:
         number = session.call(method, params)
         future: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
         self._calls[number] = future
-        self._output_ready.set()
+        self.output()
         try:
             return msgspec.msgpack.decode(await future, type=result)
         except msgspec.DecodeError as exc:
@@ -166,6 +178,8 @@ class Connection:
         self._ticket = welcomed.ticket
         self._clock.offset_ms = welcomed.clock_offset_ms
         self.session = session
+        self._transport = transport
+        self._is_writing, self._unsent = False, []
         self._backoff.connected(self._monotonic_ms())
         self._board.set_connection(Status.CONNECTED)
         self.last_error = None
@@ -195,24 +209,29 @@ class Connection:
                         self._work_ready.set()
                         # Reading stops while there is a backlog: memory stays bounded, the server waits for us.
                         await self._idle.wait()
-            self._output_ready.set()
+            self.output()
 
     async def _write(self, transport: Transport, session: ClientSession) -> None:
         while True:
             await self._output_ready.wait()
             self._output_ready.clear()
-            for message in session.take_output():
-                await transport.send(message)
+            # What is made meanwhile comes after, here.
+            self._is_writing = True
+            while messages := self._unsent + session.take_output():
+                self._unsent = []
+                for message in messages:
+                    await transport.send(message)
+            self._is_writing = False
 
     async def _work(self, peer: Peer) -> None:
         while True:
             await self._work_ready.wait()
             self._work_ready.clear()
             while peer.work():
-                self._output_ready.set()
+                self.output()
                 # The application's own tasks run between two slices.
                 await asyncio.sleep(0)
-            self._output_ready.set()
+            self.output()
             self._idle.set()
 
     def _on_reply(self, reply: Replied) -> None:
@@ -226,6 +245,7 @@ class Connection:
 
     def _end_session(self, peer: Peer) -> None:
         session, self.session = self.session, None
+        self._transport = None
         if session is None:
             return
         session.close()

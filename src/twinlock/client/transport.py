@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 from twinlock.errors import OfflineError
@@ -23,6 +24,9 @@ PONG_TIMEOUT_MS: Final = 10_000
 CLOSE_TIMEOUT_MS: Final = 1_000
 MESSAGES_WAITING_MAX: Final = 16
 """Messages read ahead; beyond them the socket is read no further, and the server's own bound takes effect."""
+
+WAITING_BYTES_MAX: Final = 64 << 10
+"""While more than this waits to be sent, what comes after waits in the session."""
 
 _SCHEMES: Final = {"ws": ("ws", 80), "wss": ("wss", 443), "http": ("ws", 80), "https": ("wss", 443)}
 
@@ -81,6 +85,19 @@ class Transport:
             await self._socket.send(message)
         except ConnectionClosed as exc:
             raise OfflineError("the connection ended") from exc
+
+    def send_now(self, message: bytes) -> bool:
+        """Send one message without waiting; return False, with nothing sent, if `send` has to wait for the socket."""
+        socket = self._socket
+        if socket.state is not State.OPEN or socket.transport.get_write_buffer_size() > WAITING_BYTES_MAX:
+            return False
+        try:
+            socket.protocol.send_binary(message)
+            socket.send_data()
+        except Exception:
+            # Whoever reads from the socket hears of its end.
+            socket.transport.abort()
+        return True
 
     async def receive(self) -> bytes:
         """Return the next message."""
