@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,11 +25,16 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="end after the story instead of keeping the server running")
     parser.add_argument("--quakes", type=int, default=0, metavar="N", help="import only so many (all 1,707 by default)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="twinlock-demo-", ignore_cleanup_errors=True) as folder:
-        try:
-            return asyncio.run(_run(Path(folder), options.once, options.quakes or None))
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            return 130
+    folder, status = Path(tempfile.mkdtemp(prefix="twinlock-demo-")), 0
+    try:
+        status = asyncio.run(_run(folder, options.once, options.quakes or None))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    finally:
+        # A story that failed leaves its logs to whoever wants to know why.
+        if status == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+    return status
 
 
 async def _run(folder: Path, once: bool, quakes: int | None) -> int:
@@ -43,10 +49,12 @@ async def _run(folder: Path, once: bool, quakes: int | None) -> int:
         try:
             await play(screen, stage, quakes)
         except Exception as exc:
-            # A story that breaks off has failed; what broke is said, and its files' place for who wants to look.
-            screen.check(False, f"the story broke off: {type(exc).__name__}: {exc}")
+            # A story that breaks off has failed; what broke is said, whatever it was.
+            screen.check(False, f"the story broke off: {exc or type(exc).__name__}")
         for device in (stage.a, stage.b, stage.c):
             await device.stop()
+        if screen.failed:
+            screen.note(f"every process's log is in {folder}")
         screen.end(time.perf_counter() - started, [] if once else _next_steps(stage))
         if not once:
             await asyncio.Event().wait()

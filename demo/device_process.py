@@ -59,16 +59,24 @@ class DeviceProcess:
         """Give an order and return the answer.
 
         Raises:
-            DeviceFailedError: the SDK raised an error, or the process ended.
+            DeviceFailedError: the SDK raised an error, the process ended, or it did not answer in time.
         """
         assert self._child is not None
         assert self._child.stdin is not None
         self._number += 1
-        answer = self._answers[self._number] = asyncio.get_running_loop().create_future()
-        order = {"number": self._number, "job": job, "details": details}
+        number = self._number
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        order = {"number": number, "job": job, "details": details}
         self._child.stdin.write(json.dumps(order).encode() + b"\n")
-        async with asyncio.timeout(ORDER_SECONDS_MAX):
-            message = await answer
+        try:
+            async with asyncio.timeout(ORDER_SECONDS_MAX):
+                message = await answer
+        except TimeoutError as exc:
+            text = f"no answer to '{job}' in {ORDER_SECONDS_MAX:.0f} s; its log is {self._log}"
+            raise DeviceFailedError(self.name, "no_answer", text) from exc
+        finally:
+            # An answer that comes too late is nobody's.
+            del self._answers[number]
         if "code" in message:
             raise DeviceFailedError(self.name, message["code"], message["error"])
         result: dict[str, Any] = message["result"]
@@ -97,9 +105,8 @@ class DeviceProcess:
             message = json.loads(line)
             if "event" in message:
                 self.on_event(message)
-            else:
-                self._answers.pop(message["number"]).set_result(message)
+            elif (answer := self._answers.get(message["number"])) and not answer.done():
+                answer.set_result(message)
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_result({"code": "ended", "error": f"the process ended; its log is {self._log}"})
-        self._answers.clear()

@@ -45,12 +45,13 @@ class Stage:
         return f"ws://127.0.0.1:{self.server.port}"
 
     async def close(self) -> None:
-        """End every process."""
-        for device in (self.a, self.b, self.c):
-            await device.stop()
-        for cable in (self.cable_a, self.cable_c):
-            await cable.close()
-        self.server.stop()
+        """End every process, whatever goes wrong with one of them."""
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.server.stop)
+            for cable in (self.cable_a, self.cable_c):
+                stack.push_async_callback(cable.close)
+            for device in (self.a, self.b, self.c):
+                stack.push_async_callback(device.stop)
 
     async def agree(self, *devices: DeviceProcess) -> tuple[bool, str, int]:
         """Wait until devices hold the same documents; return whether, the digest and how many documents."""
