@@ -249,9 +249,9 @@ class Replica:
             return False
         if self._acks:
             self._confirm(now_ms)
-            return True
-        if self._inbox.work(now_ms):
+        elif self._inbox.work(now_ms):
             self._after_merge()
+        if self._acks or not self._inbox.is_idle:
             return True
         if self._is_attached and self._is_caught_up and self._upkeep.work(now_ms):
             self._events += self._upkeep.events
