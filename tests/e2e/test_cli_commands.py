@@ -92,6 +92,7 @@ def test_an_unknown_space_is_an_error_with_its_code(dev):
         (("get", "home/todos"), "bad_path"),
         (("query", "home"), "bad_path"),
         (("query", "home/todos", "-w", "done"), "bad_condition"),
+        (("dev", "--port", "65536"), "Usage"),
     ],
 )
 def test_wrong_usage_is_told_before_anything_is_opened(tmp_path, arguments, code):
@@ -123,6 +124,27 @@ def test_a_profile_opens_in_one_process_at_a_time(dev):
 
     assert refused.returncode == 1
     assert "profile_in_use" in refused.stderr
+
+
+def test_watch_says_when_the_server_goes_and_comes_back(tmp_path):
+    port = free_port()
+    server = start_dev(tmp_path, port)
+    command = [sys.executable, "-m", "twinlock", "watch", "home/todos", "--count", "2"]
+    environment = server.environment
+    server.run("put", "home/todos/1", "{}")
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watch:
+        watch.stdout.readline()
+        server.stop()
+        gone = watch.stderr.readline()
+        server = start_dev(tmp_path, port)
+        back = watch.stderr.readline()
+        second = str(server.profile.with_name("profile-2"))
+        server.run("put", "home/todos/2", "{}", "--profile", second)
+        output, _ = watch.communicate(timeout=30)
+    server.stop()
+
+    assert [gone.strip(), back.strip()] == ["reconnecting", "connected"]
+    assert [json.loads(line)["id"] for line in output.splitlines()] == ["2"]
 
 
 def test_inspect_shows_a_profile_and_what_little_a_server_knows(dev):
@@ -212,6 +234,7 @@ def test_dev_keeps_its_data_and_ends_quietly(tmp_path):
     first = start_dev(tmp_path, port)
     first.run("put", "home/todos/kept", '{"text": "kept"}')
     status = first.stop()
+    moved = run_twinlock(environment_of(tmp_path), "dev", "--port", str(free_port()))
     again = start_dev(tmp_path, port)
     try:
         read = again.run("get", "home/todos/kept")
@@ -219,6 +242,8 @@ def test_dev_keeps_its_data_and_ends_quietly(tmp_path):
         again.stop()
 
     assert status == 0
+    assert moved.returncode == 1
+    assert f"dial port {port}" in moved.stderr
     assert "recovery" not in again.greeting
     assert json.loads(read.stdout) == {"text": "kept"}
 

@@ -16,7 +16,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from twinlock.cli.output import need_server_parts, people, run
+from twinlock.cli.output import fail, need_server_parts, people, run
 
 if TYPE_CHECKING:
     from twinlock.client.client import Client
@@ -48,6 +48,8 @@ async def _bench(profile: Path | None, space: str, writes: int) -> None:
 
     if profile is not None:
         async with await twinlock.connect(profile=profile) as db:
+            if not db.is_connected:
+                fail("offline", "The server of this profile does not answer.", "Start it, or leave out --profile.")
             await _measure(db, space, writes)
         return
     people.print("[dim]A server in this process shares its core with the device: expect more from a real one.[/]")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from twinlock.server.app import Server
 
 DEFAULT_PORT = 8765
+PORT_FILE_NAME = "port"
 ACCOUNT = "demo"
 ACCOUNTS_MAX = 100
 # Known to all, and therefore only for a server that nobody but this machine's user can reach. It signs in and permits
@@ -26,7 +29,10 @@ PASSWORD = "twinlock-dev"  # noqa: S105
 
 
 def dev(
-    port: Annotated[int, typer.Option(help="The port to listen on.")] = DEFAULT_PORT,
+    port: Annotated[
+        int | None,
+        typer.Option(help="The port to listen on. [dim]default: that of the first start, 8765[/]", min=1, max=65_535),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(help="Where to keep server and profile. [dim]default: this user's application data[/]"),
@@ -40,7 +46,7 @@ def dev(
     run(_dev(port, folder))
 
 
-async def _dev(port: int, folder: Path | None) -> None:
+async def _dev(wanted_port: int | None, folder: Path | None) -> None:
     from twinlock.client.profile import data_folder, default_profile
     from twinlock.server.app import Server
     from twinlock.server.logs import configure_logs
@@ -50,14 +56,27 @@ async def _dev(port: int, folder: Path | None) -> None:
     profile = place / "profile" if folder else default_profile()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)  # before anything else runs
     configure_logs("warning")
+    port = _port_of(place, wanted_port)
     server = Server(Settings(data=str(place / "server"), port=port, log_level="warning"))
     await _start(server, port)
+    (place / PORT_FILE_NAME).write_text(str(port), encoding="ascii")
     try:
         made = await _sign_up(server.url, profile)
         _greet(Console(highlight=False, soft_wrap=True), server.url, profile, made, is_default=folder is None)
         await _ended()
     finally:
         await server.stop()
+
+
+def _port_of(place: Path, wanted: int | None) -> int:
+    """Return the port of the first start, which is the one that the profiles dial ever after."""
+    file = place / PORT_FILE_NAME
+    if not file.exists():
+        return wanted or DEFAULT_PORT
+    port = int(file.read_text(encoding="ascii"))
+    if wanted not in (None, port):
+        fail("port_taken", f"The profiles made here dial port {port}.", "Leave out --port, or give --folder too.")
+    return port
 
 
 async def _start(server: Server, port: int) -> None:
@@ -116,11 +135,19 @@ def _greet(console: Console, url: str, profile: Path, made: Made | None, is_defa
         console.print(f"  account   {made.name}, password {PASSWORD}  [dim](for development only)[/]")
         console.print(f"  recovery  [bold]{made.kit}[/]  [dim]shown once: it adds another device[/]")
     option = "" if is_default else f" --profile {profile}"
+    command = _this_command()
     console.print("\nNext, in two other terminals:")
-    console.print(f"  twinlock watch home/todos --profile {escape(str(second_profile(profile)))}")
-    console.print(escape(f"""  twinlock put home/todos/1 '{{"text": "buy milk", "done": false}}'{option}"""))
+    console.print(escape(f"  {command} watch home/todos --profile {second_profile(profile)}"))
+    console.print(escape(f"""  {command} put home/todos/1 '{{"text": "buy milk", "done": false}}'{option}"""))
     console.print("\nor in Python: [bold]async with await twinlock.connect() as db: ...[/]")
     console.print("[dim]Ctrl-C ends it; the data stays.[/]")
+
+
+def _this_command() -> str:
+    """Return what to type for another command: in a checkout that of its .venv, which no shell finds by its name."""
+    if shutil.which("twinlock"):
+        return "twinlock"
+    return sys.argv[0] if Path(sys.argv[0]).name == "twinlock" else f"{sys.executable} -m twinlock"
 
 
 async def _ended() -> None:

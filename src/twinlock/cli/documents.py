@@ -163,15 +163,24 @@ async def _query(place: Place, wish: Wish, profile: Path | None, offline: bool) 
 
 
 async def _watch(place: Place, wish: Wish, count: int, profile: Path | None) -> None:
-    seen = 0
     async with opened(profile, offline=False) as db:
-        async for snap in _select(db, place, wish).watch():
-            for change in snap.changes:
-                line = {"change": change.kind, "id": change.doc.id}
-                print(to_json(line if change.kind == "removed" else {**line, "data": change.doc.data}), flush=True)
-                seen += 1
-                if seen == count:
-                    return
+        # A silent server and a silent collection look alike, unless it is said.
+        unsubscribe = db.on_status(lambda status: people.print(f"[dim]{status}[/]"))
+        try:
+            await _print_changes(_select(db, place, wish), count)
+        finally:
+            unsubscribe()
+
+
+async def _print_changes(selection: QueryHandle[dict[str, Any]], count: int) -> None:
+    seen = 0
+    async for snap in selection.watch():
+        for change in snap.changes:
+            line = {"change": change.kind, "id": change.doc.id}
+            print(to_json(line if change.kind == "removed" else {**line, "data": change.doc.data}), flush=True)
+            seen += 1
+            if seen == count:
+                return
 
 
 def _select(db: Client, place: Place, wish: Wish) -> QueryHandle[dict[str, Any]]:

@@ -53,7 +53,8 @@ def _server(database: Path) -> None:
         )
     console = wide_console()
     console.print(table)
-    console.print(f"  {len(facts)} spaces. [dim]Names, documents and fields are sealed: this is all there is.[/]")
+    count = "1 space" if len(facts) == 1 else f"{len(facts)} spaces"
+    console.print(f"  {count}. [dim]Names, documents and fields are sealed: this is all there is.[/]")
 
 
 async def _profile(place: Path) -> None:
@@ -63,7 +64,8 @@ async def _profile(place: Path) -> None:
         console = wide_console()
         key = "in a plain file, readable by whoever reads this disk" if db.weak_storage else "in a safe place"
         console.print(f"[bold]{escape(str(place))}[/]")
-        console.print(f"  account [bold]{escape(db.name)}[/], {db.status}, {db.pending_count} writes not on the server")
+        waiting = f"writes that are not on the server: {db.pending_count}"
+        console.print(f"  account [bold]{escape(db.name)}[/], {db.status}, {waiting}")
         console.print(f"  the key of this device's files is {key}")
         _show_spaces(console, db)
         _show_refused(console, db)
