@@ -10,10 +10,12 @@ from twinlock.replica.store import QuarantinedEnvelope
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta(name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS chains(device BLOB PRIMARY KEY, state BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS quarantine(
     seq INTEGER PRIMARY KEY, received_ms INTEGER NOT NULL, data BLOB NOT NULL, reason TEXT NOT NULL);
 """
+
+_CHAIN = "chain-"
+"""Chains lie among the named values: what moves together with them lies on the same page of the file."""
 
 
 class ChainTables:
@@ -41,11 +43,13 @@ class ChainTables:
 
     def chains(self) -> dict[DeviceId, bytes]:
         """Return every chain's state."""
-        return {DeviceId(device): state for device, state in self._file.rows("SELECT device, state FROM chains")}
+        rows = self._file.rows("SELECT name, value FROM meta WHERE name >= 'chain-' AND name < 'chain.'")
+        return {DeviceId(bytes.fromhex(name.removeprefix(_CHAIN))): state for name, state in rows}
 
     def put_chains(self, chains: Mapping[DeviceId, bytes]) -> None:
         """Set the state of some chains."""
-        self._file.run_many("INSERT OR REPLACE INTO chains VALUES(?, ?)", list(chains.items()))
+        for device, state in chains.items():
+            self.put_meta(_CHAIN + device.hex(), state)
 
     def quarantine(self, envelopes: Sequence[QuarantinedEnvelope]) -> None:
         """Store quarantined envelopes."""

@@ -13,7 +13,7 @@ from twinlock.replica.store import UNSEALED, DocumentKey, OwnEnvelope, PendingWr
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS writes(
     token INTEGER PRIMARY KEY, payload BLOB NOT NULL, keys BLOB NOT NULL, counter INTEGER NOT NULL);
-CREATE INDEX IF NOT EXISTS writes_by_counter ON writes(counter, token);
+CREATE INDEX IF NOT EXISTS unsealed_writes ON writes(token) WHERE counter = 0;
 CREATE TABLE IF NOT EXISTS write_keys(
     collection TEXT NOT NULL, id TEXT NOT NULL, token INTEGER NOT NULL,
     PRIMARY KEY(collection, id, token)) WITHOUT ROWID;
@@ -50,6 +50,7 @@ class OutboxTables:
         "_next_token",
         "_recent",
         "_reserved",
+        "_tokens",
         "frozen_count",
         "pending_count",
         "unsealed_count",
@@ -59,6 +60,8 @@ class OutboxTables:
         self._file = file
         self._recent: dict[Counter, OwnEnvelope] = {}
         self._carried: dict[Counter, list[PendingWrite]] = {}
+        # Which writes an envelope carries is kept in memory, for the few that are frozen: no index to keep up.
+        self._tokens: dict[Counter, list[int]] = {}
         self._frozen_max = Counter(0)
         self._next_token = self._reserved = 0
         self.pending_count = self.unsealed_count = self.frozen_count = 0
@@ -84,6 +87,12 @@ class OutboxTables:
         self.pending_count, self.unsealed_count, self.frozen_count, self._reserved = counts
         self._forget_recent()
 
+        self._tokens.clear()
+        # Sealed writes come first, so the search ends with the last of them.
+        sealed = "SELECT counter, token FROM writes WHERE counter != 0 ORDER BY token LIMIT ?"
+        for counter, token in self._file.rows(sealed, (self.pending_count - self.unsealed_count,)):
+            self._tokens.setdefault(Counter(counter), []).append(token)
+
     def _forget_recent(self) -> None:
         self._recent.clear()
         self._carried.clear()
@@ -99,7 +108,9 @@ class OutboxTables:
         self.pending_count += 1
         if counter == UNSEALED:
             self.unsealed_count += 1
-        elif len(payload) <= RECENT_BYTES_MAX and counter not in self._recent:
+            return token
+        self._tokens.setdefault(counter, []).append(token)
+        if len(payload) <= RECENT_BYTES_MAX and counter not in self._recent:
             self._carried[counter] = [PendingWrite(token, payload, tuple(keys), counter)]
         return token
 
@@ -126,7 +137,7 @@ class OutboxTables:
         """Return the first unsealed writes."""
         if not self.unsealed_count:
             return []
-        rows = self._file.each(f"{_WRITE} WHERE counter = ? ORDER BY token", (UNSEALED,))
+        rows = self._file.each(f"{_WRITE} WHERE counter = 0 ORDER BY token")
         return [_write(row) for row in within_bytes(rows, bytes_max, 1)]
 
     def writes_of(self, counter: Counter) -> list[PendingWrite]:
@@ -134,7 +145,8 @@ class OutboxTables:
         carried = self._carried.get(counter)
         if carried is not None:
             return carried
-        return [_write(row) for row in self._file.rows(f"{_WRITE} WHERE counter = ? ORDER BY token", (counter,))]
+        found = (self._file.row(f"{_WRITE} WHERE token = ?", (token,)) for token in self._tokens.get(counter, ()))
+        return [_write(row) for row in found if row is not None]
 
     def writes_touching(self, key: DocumentKey) -> list[PendingWrite]:
         """Return the pending writes that touch a document."""
@@ -149,6 +161,7 @@ class OutboxTables:
         )
         if tokens:
             self._carried.pop(envelope.counter, None)
+            self._tokens[envelope.counter] = sorted({*self._tokens.get(envelope.counter, ()), *tokens})
             self._file.run_many(
                 "UPDATE writes SET counter = ? WHERE token = ?", [(envelope.counter, token) for token in tokens]
             )
@@ -206,6 +219,7 @@ class OutboxTables:
             self._recent[counter] = msgspec.structs.replace(known, seq=seq, confirmed_ms=now_ms)
         writes = self.writes_of(counter)
         self._carried.pop(counter, None)
+        self._tokens.pop(counter, None)
         self._remove(writes)
         return writes
 
@@ -213,8 +227,10 @@ class OutboxTables:
         """Drop frozen envelopes from a counter on; their writes are unsealed again."""
         self._file.run("DELETE FROM own_envelopes WHERE is_frozen AND counter >= ?", (from_counter,))
         dropped = self._file.changed_rows()
-        self._file.run("UPDATE writes SET counter = ? WHERE counter >= ?", (UNSEALED, from_counter))
-        self.unsealed_count += self._file.changed_rows()
+        for counter in [counter for counter in self._tokens if counter >= from_counter]:
+            thawed = [(UNSEALED, token) for token in self._tokens.pop(counter)]
+            self._file.run_many("UPDATE writes SET counter = ? WHERE token = ?", thawed)
+            self.unsealed_count += len(thawed)
         self.frozen_count -= dropped
         self._forget_recent()
         return dropped
