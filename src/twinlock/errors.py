@@ -350,10 +350,10 @@ class KeyMismatchError(TwinlockError):
 
 
 class ProfileInUseError(TwinlockError):
-    """Another process has this profile open."""
+    """This profile is open already, in this process or in another one."""
 
     code, retry = "profile_in_use", "later"
-    fix = "Close the other process, or use a profile of its own."
+    fix = "Close it there, or use a profile of its own."
 
 
 class ProfileMissingError(TwinlockError):
@@ -409,7 +409,7 @@ class OfflineError(TwinlockError):
     """This call needs the server, and there is no connection."""
 
     code, retry = "offline", "later"
-    fix = "Try again when `db.status` is `connected`."
+    fix = "Check the address and that the server runs; an open database connects by itself (`db.status`)."
 
 
 class ClosedError(TwinlockError):
@@ -420,10 +420,10 @@ class ClosedError(TwinlockError):
 
 
 class NotFoundError(TwinlockError):
-    """There is no such document."""
+    """What was asked for is not there."""
 
     code, retry = "not_found", "no"
-    fix = "Check the id, or create the document with `set`."
+    fix = "Check the id; `set` creates a document, `update` needs one."
 
 
 class InvalidDataError(TwinlockError):

@@ -1,6 +1,7 @@
 """The errors that Python raises are the errors that the spec lists, word for word."""
 
 import json
+import re
 
 import pytest
 
@@ -38,3 +39,15 @@ def test_classes_say_what_the_registry_says(registry):
     raised = [(error.code, error.__name__, error.retry, error.__doc__, error.fix) for error in error_classes()]
 
     assert sorted(raised) == written
+
+
+def test_every_error_is_raised_or_sent_somewhere(root):
+    sources = [
+        path for path in (root / "src").rglob("*.py") if path.name != "errors.py" and "testing" not in path.parts
+    ]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sources)
+
+    names = [error.__name__ for error in error_classes()]
+    unused = [name for name in names if not re.search(rf"raise {name}\b|\b{name}[(.]", text)]
+
+    assert unused == []
