@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from twinlock.client.local_store import LocalStore
+from twinlock.document.query import Query
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Seq
 from twinlock.replica.store import OwnEnvelope, QuarantinedEnvelope, StoredDocument, encode_value
 from twinlock.testing.memory_store import MemoryStore
@@ -59,6 +60,7 @@ def view(store, bytes_max):
         "lost": store.lost_documents(bytes_max),
         "numbers": (store.lowest_base_seq(), store.live_bytes(), store.pending_count(), store.frozen_count()),
         "unsealed": (store.unsealed_count(), store.unsealed_writes(bytes_max)),
+        "counts": (store.count(Query.over("a")), store.count(Query.over("b"))),
         "pending": (store.pending_ids("a"), store.pending_ids("none")),
         "touching": store.writes_touching(("a", "x")),
         "carried": [store.writes_of(Counter(counter)) for counter in range(1, 7)],

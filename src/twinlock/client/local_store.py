@@ -18,6 +18,7 @@ from twinlock.client.store_file import StoreFile
 from twinlock.client.store_index import IndexTables
 from twinlock.client.store_outbox import OutboxTables
 from twinlock.document.query import Query
+from twinlock.document.search import words_of
 from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import Counter, DeviceId, Seq
 from twinlock.replica.store import (
@@ -171,6 +172,8 @@ class LocalStore(ReplicaStore):
 
     def count(self, query: Query) -> int:
         """Count a query's documents by its index."""
+        if not (query.filters or query.order or words_of(query.search_text)):
+            return self._documents.shown_count(query.collection)
         return self._indexes.count(query)
 
     def pending_ids(self, collection: str) -> set[str]:

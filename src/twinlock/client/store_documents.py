@@ -28,12 +28,13 @@ RECENT_BYTES_MAX = 8 << 10
 class DocumentTables:
     """Every document of the space, with the sum of their states kept beside them."""
 
-    __slots__ = ("_file", "_indexes", "_recent", "live_bytes")
+    __slots__ = ("_file", "_indexes", "_recent", "_shown_counts", "live_bytes")
 
     def __init__(self, file: StoreFile, indexes: IndexTables) -> None:
         self._file = file
         self._indexes = indexes
         self._recent: dict[DocumentKey, tuple[int, StoredDocument] | None] = {}
+        self._shown_counts: dict[str, int] = {}
         self.live_bytes = 0
         self.recount()
 
@@ -48,6 +49,14 @@ class DocumentTables:
         """Go on from an earlier sum, after a part of a transaction was taken back."""
         self.live_bytes = live_bytes
         self._recent.clear()
+        self._shown_counts.clear()
+
+    def shown_count(self, collection: str) -> int:
+        """Return how many documents of a collection show a value; counted once, then kept up."""
+        if collection not in self._shown_counts:
+            counted = "SELECT count(*) FROM documents WHERE collection = ? AND value IS NOT NULL"
+            (self._shown_counts[collection],) = self._file.rows(counted, (collection,))[0]
+        return self._shown_counts[collection]
 
     def get_document(self, collection: str, id: str) -> StoredDocument | None:
         """Return one document."""
@@ -137,6 +146,9 @@ class DocumentTables:
                 (*state, doc),
             )
         self.live_bytes += _live_bytes(document)
+        if document.collection in self._shown_counts:
+            was_shown = known is not None and known[1].value is not None
+            self._shown_counts[document.collection] += (document.value is not None) - was_shown
         self._note(document.key, (doc, document))
         return doc
 

@@ -89,14 +89,9 @@ class IndexTables:
         return found
 
     def count(self, query: Query) -> int:
-        """Return how many documents match, whatever the start and the limit."""
+        """Return how many documents match a query with a condition, whatever the start and the limit."""
         plan = plan_query(query, counts=True)
-        if plan.conditions or query.order:
-            sql, parameters = self._select("count(*)", plan), plan.parameters
-        else:
-            sql = "SELECT count(*) FROM documents WHERE collection = ? AND value IS NOT NULL"
-            parameters = (query.collection,)
-        (count,) = self._file.rows(sql, parameters)[0]
+        (count,) = self._file.rows(self._select("count(*)", plan), plan.parameters)[0]
         return int(count)
 
     def _listing(self, query: Query) -> list[tuple[str, dict[str, Any]]]:
