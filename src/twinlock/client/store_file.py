@@ -13,6 +13,10 @@ from twinlock.client.private_files import make_private_file
 from twinlock.errors import StoreDamagedError, StoreError, TwinlockError
 
 CACHE_KIB = 16 << 10
+CHECKPOINT_PAGES = 2_000
+"""How long the write-ahead log grows before it is copied into the file: so long that pages are copied once for many
+changes, and not so long that a copy, some milliseconds, is felt."""
+
 Row = tuple[Any, ...]
 Parameters = Sequence[Any]
 
@@ -42,6 +46,7 @@ class StoreFile:
                 connection.pragma("cache_size", -CACHE_KIB)
                 connection.pragma("journal_mode", "wal")
                 connection.pragma("synchronous", "full")
+                connection.pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
             except BaseException:
                 connection.close()
