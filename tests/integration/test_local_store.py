@@ -170,6 +170,28 @@ def test_a_part_of_a_group_is_taken_back_alone(store):
     assert store.pending_count() == 2
 
 
+def test_what_was_received_is_committed_with_the_next_write_or_by_a_flush(store):
+    put(store, [stored("a", {"n": 1})])
+    assert not store.is_flushed
+    with store.transaction(durable=True):
+        store.add_write(b"own", [("things", "a")])
+    assert store.is_flushed
+    put(store, [stored("b", {"n": 2})])
+    store.flush()
+    assert store.is_flushed
+
+
+def test_a_part_that_raises_leaves_what_was_received_before_it(store):
+    put(store, [stored("a", {"n": 1})])
+    with pytest.raises(ZeroDivisionError):
+        fail_in_transaction(store, lambda: store.put_documents([stored("a", {"n": 2}), stored("b", {"n": 2})]))
+    put(store, [stored("c", {"n": 3})])
+    store.flush()
+
+    assert store.query(Query.over("things")) == [("a", {"n": 1}), ("c", {"n": 3})]
+    assert (store.pending_count(), store.unsealed_count(), store.count(Query.over("things"))) == (0, 0, 2)
+
+
 def fail_in_transaction(store, work):
     with store.transaction(durable=True):
         work()
