@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NoReturn, TypeVar
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -88,15 +89,16 @@ def _plain(value: object) -> object:
         return {"$bytes": base64.b64encode(value).decode()}
     if isinstance(value, datetime.datetime):
         return {"$time": value.isoformat()}
-    if isinstance(value, set | frozenset):
-        return sorted(value)
+    if isinstance(value, msgspec.msgpack.Ext):
+        # A type of a newer SDK: shown, so that the rest of its document can be read.
+        return {"$ext": value.code, "data": base64.b64encode(value.data).decode()}
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
 def _rich(value: dict[str, Any]) -> Any:
     match value:
         case {"$bytes": str(text)} if len(value) == 1:
-            return base64.b64decode(text)
+            return base64.b64decode(text, validate=True)
         case {"$time": str(text)} if len(value) == 1:
             return datetime.datetime.fromisoformat(text)
     return value
