@@ -18,7 +18,7 @@ from twinlock.protocol.space_log import SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.server.buckets import Pace
 from twinlock.server.framing import binary_message
-from twinlock.server.hub import Hub
+from twinlock.server.hub import REST_READERS_MIN, Hub
 from twinlock.server.metrics import Metrics
 from twinlock.server.peer import Peer
 from twinlock.server.served_space import Birth, ServedSpace
@@ -117,6 +117,12 @@ class Stage:
         self.appended += seqs
         self.hub.deliver(self.space, entries)
 
+    def disturb(self):
+        if self.log.chance.random() < 0.02:
+            self.hub.restart(self.space, self.appended[-1])
+        if self.log.chance.random() < 0.1:
+            self.space.rests_until_s = asyncio.get_running_loop().time() + 0.001
+
 
 @pytest.mark.parametrize("seed", range(25))
 async def test_every_reader_gets_every_entry_once_and_in_order(seed):
@@ -134,10 +140,10 @@ async def test_every_reader_gets_every_entry_once_and_in_order(seed):
             for reader, _ in readers:
                 if chance.random() < 0.3:
                     reader.drain()
-            if chance.random() < 0.02:
-                stage.hub.restart(stage.space, stage.appended[-1])
+            stage.disturb()
             for _ in range(chance.randrange(3)):
                 await asyncio.sleep(0)
+        await asyncio.sleep(0.002)
         for _ in range(400):
             for reader, _ in readers:
                 reader.drain()
@@ -272,6 +278,38 @@ async def test_an_ack_and_the_entries_that_it_is_about_leave_in_one_piece():
     (entries,) = other.pieces
     assert writer.pieces == [ACK + entries]
     assert stranger.pieces == [ACK]
+
+
+async def test_what_comes_while_a_busy_space_rests_is_joined_and_acks_do_not_wait():
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        writer, other = (Writer(stage.hub, stage.space) for _ in range(2))
+        stage.hub.attach(stage.space, writer, 0)
+        stage.hub.attach(stage.space, other, 0)
+        stage.space.rests_until_s = asyncio.get_running_loop().time() + 0.02
+        for _ in range(3):
+            stage.hub.acknowledge(stage.space, writer, ACK)
+            await stage.append(1)
+            await asyncio.sleep(0)
+        assert writer.pieces == [ACK, ACK, ACK]
+        assert not other.pieces
+        await asyncio.sleep(0.03)
+
+    (joined,) = other.pieces
+    assert writer.pieces == [ACK, ACK, ACK, joined]
+    assert stage.space.delivered == stage.appended[-1]
+
+
+@pytest.mark.parametrize("count", [REST_READERS_MIN - 1, REST_READERS_MIN])
+async def test_only_a_space_of_many_readers_rests(count):
+    async with asyncio.TaskGroup() as group:
+        stage = Stage(Tasks(group), random.Random(1))
+        for _ in range(count):
+            stage.hub.attach(stage.space, Writer(stage.hub, stage.space), 0)
+        await stage.append(1)
+        await asyncio.sleep(0)
+
+    assert (stage.space.rests_until_s > 0) == (count >= REST_READERS_MIN)
 
 
 @pytest.mark.parametrize("event", ["restart", "detach", "reject"])

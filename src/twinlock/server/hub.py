@@ -7,6 +7,7 @@ both change only inside one callback of the loop. See docs/internals/server.md.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Container, Iterable
 
 from twinlock.contracts import Log
@@ -21,12 +22,16 @@ from twinlock.server.peer import Peer
 from twinlock.server.served_space import Delivery, Lag, ServedSpace
 from twinlock.server.tasks import Tasks
 
+REST_READERS_MIN = 64
+"""Delivery to fewer readers costs less than the timer that would hold it back."""
+
 
 class Hub:
     """Brings committed entries to readers.
 
     Bounds: a live reader's unsent bytes by READER_BUFFER_BYTES_MAX (then it lags), a lagging one's by that and one
-    page, and the pages being read at once by `reads_max`.
+    page, and the pages being read at once by `reads_max`. A space of many readers rests after each delivery for as
+    long as that took: what comes meanwhile is joined, so that one busy space takes half of the loop at most.
     """
 
     __slots__ = ("_changed", "_everyone", "_log", "_loop", "_metrics", "_reads", "_tasks")
@@ -66,15 +71,15 @@ class Hub:
         if not space.live and not space.lagging and not space.turn:
             space.delivered = entries[-1].seq
             return
-        if not self._changed:
-            self._loop.call_soon(self._flush)
         if not space.turn:
+            if not self._changed:
+                self._loop.call_soon(self._flush)
             self._changed.append(space)
         space.turn.append(Delivery(entries, entries_message(space.id, entries, entries[-1].seq)))
 
     def acknowledge(self, space: ServedSpace, peer: Peer, ack: bytes) -> None:
         """Send an ack; to a live reader together with the entries that `deliver` is given next, in one piece."""
-        if peer in space.live:
+        if peer in space.live and (peer in space.acks or not space.turn):
             space.acks[peer] = space.acks.get(peer, b"") + ack
         else:
             peer.write(ack)
@@ -114,8 +119,7 @@ class Hub:
     def restart(self, space: ServedSpace, head: Seq) -> None:
         """Let every reader catch up from the log: what was appended is not known for sure."""
         behind = space.delivered
-        for peer in tuple(space.acks):
-            self.release_ack(space, peer)
+        self._release_acks(space)
         space.turn.clear()
         space.forget_recent()
         live, space.live = space.live, set()
@@ -128,12 +132,23 @@ class Hub:
 
     def _flush(self) -> None:
         changed, self._changed = self._changed, []
+        now_s = self._loop.time()
         for space in changed:
-            turn, space.turn = space.turn, []
-            if turn:
-                self._flush_space(space, turn)
+            if space.rests_until_s > now_s:
+                self._release_acks(space)
+                self._loop.call_at(space.rests_until_s, self._flush_space, space)
+            else:
+                self._flush_space(space)
 
-    def _flush_space(self, space: ServedSpace, turn: list[Delivery]) -> None:
+    def _release_acks(self, space: ServedSpace) -> None:
+        for peer in tuple(space.acks):
+            self.release_ack(space, peer)
+
+    def _flush_space(self, space: ServedSpace) -> None:
+        turn, space.turn = space.turn, []
+        if not turn:
+            return
+        started_s = time.monotonic()
         message = turn[0].message if len(turn) == 1 else b"".join([delivery.message for delivery in turn])
         before, space.delivered = space.delivered, turn[-1].entries[-1].seq
         live, acks = tuple(space.live), space.acks
@@ -145,6 +160,8 @@ class Hub:
                 peer.write(message)
         count = sum(len(delivery.entries) for delivery in turn)
         self._metrics.delivered(len(live) * count, len(live) * len(message))
+        if len(live) >= REST_READERS_MIN:
+            space.rests_until_s = self._loop.time() + (time.monotonic() - started_s)
         if space.lagging:
             for delivery in turn:
                 space.keep_recent(delivery, before)

@@ -75,6 +75,7 @@ class ServedSpace:
         "recent",
         "recent_bytes",
         "recent_floor",
+        "rests_until_s",
         "sequencer",
         "start",
         "turn",
@@ -103,6 +104,8 @@ class ServedSpace:
         self.recent: deque[Delivery] = deque()
         self.recent_bytes = 0
         self.recent_floor = Seq(0)
+        self.rests_until_s = 0.0
+        """Loop time before which a space of many readers is not delivered again."""
 
     @property
     def is_idle(self) -> bool:
