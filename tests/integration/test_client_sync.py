@@ -66,6 +66,18 @@ async def test_everything_works_offline_and_arrives_later(world, pair):
     assert await one.doc(write.id).get() == {"n": 0, "from_one": True, "from_two": True}
 
 
+async def test_a_lost_connection_leaves_no_cancellation_behind(world, pair):
+    """One would end the reconnecting for ever at its first wait, on a Python that has not outgrown the fault."""
+    first, second = world.open
+    await world.stop()
+    await until(lambda: first.status == second.status == "reconnecting")
+
+    assert [task.get_name() for task in asyncio.all_tasks() if task.cancelling()] == []
+
+    await world.restart()
+    await asyncio.gather(first.synced(), second.synced())
+
+
 async def settled(one, two):
     """Wait until two devices show the same."""
     async with asyncio.timeout(10):

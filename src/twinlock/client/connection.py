@@ -98,7 +98,11 @@ class Connection:
         self._board.set_connection(Status.CONNECTING)
         try:
             while True:
-                failure = await self._serve_once(peer)
+                # Each session is a task of its own: when a part of it fails, a TaskGroup before Python 3.13 leaves a
+                # cancellation on its task that is not meant for it, and the wait below would end for ever.
+                async with asyncio.TaskGroup() as sessions:
+                    session = sessions.create_task(self._serve_once(peer))
+                failure = session.result()
                 self.last_error = failure
                 peer.on_failure(failure)
                 self._first_try.set()
