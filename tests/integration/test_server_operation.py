@@ -19,8 +19,9 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tests.server_kit import Wire, hello_to, make_world, open_anonymous, open_wire
+from twinlock.client.transport import open_transport, parse_address
 from twinlock.engines.memory import MemoryDirectory, MemoryLog
-from twinlock.errors import StoreError
+from twinlock.errors import OfflineError, StoreError
 from twinlock.ids import Incarnation
 from twinlock.protocol.envelope import parse
 from twinlock.protocol.frames import Challenge, Goaway, Hello, Notice, Push, Reject, Welcome
@@ -351,3 +352,33 @@ async def test_tls_serves_the_same_from_certificate_files(start, tmp_path):
     await wire.next(Welcome)
     assert server.url.startswith("wss://")
     await wire.close()
+
+
+async def test_an_older_tls_is_refused_by_the_server_and_by_the_client(start, tmp_path, monkeypatch):
+    certificate, key = make_certificate(tmp_path)
+    server = await start(tls_certificate=certificate, tls_key=key)
+    old = ssl.create_default_context(cafile=certificate)
+    old.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, ConnectionResetError)):
+        await connect(f"wss://localhost:{server.port}/sync", ssl=old, proxy=None)
+
+    behind = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    behind.maximum_version = ssl.TLSVersion.TLSv1_2
+    behind.load_cert_chain(certificate, key)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    async with await asyncio.start_server(
+        lambda reader, writer: writer.close(), "localhost", 0, ssl=behind
+    ) as listener:
+        port = listener.sockets[0].getsockname()[1]
+        with pytest.raises(OfflineError, match="SSLError|ConnectionResetError"):
+            async with open_transport(parse_address(f"wss://localhost:{port}")):
+                pass
+
+
+async def test_files_that_are_no_certificate_are_an_error_of_the_settings(start, tmp_path):
+    (tmp_path / "empty.pem").touch()
+
+    with pytest.raises(SettingsError, match="no certificate"):
+        await start(tls_certificate=str(tmp_path / "empty.pem"), tls_key=str(tmp_path / "empty.pem"))
+    with pytest.raises(SettingsError, match="No such file"):
+        await start(tls_certificate=str(tmp_path / "none.pem"), tls_key=str(tmp_path / "none.pem"))

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import signal
 import socket
+import ssl
 import sys
 import time
 
@@ -75,7 +76,7 @@ class Server:
         """Open the stores and listen; on return the server answers.
 
         Raises:
-            SettingsError: the address cannot be listened on.
+            SettingsError: the address cannot be listened on, or the certificate files are none.
             StoreError: a store cannot be opened.
         """
         assert self._root is None
@@ -101,18 +102,21 @@ class Server:
         self._stop_asked.set()
 
     async def _serve(self, started: asyncio.Future[None]) -> None:
+        tls = _tls_context(self.settings)
         listener = _listen(self.settings)
         try:
             self.port = listener.getsockname()[1]
             stores = self._given_stores or await open_stores(self.settings)
             try:
-                await self._serve_stores(stores, listener, started)
+                await self._serve_stores(stores, listener, tls, started)
             finally:
                 await stores.close()
         finally:
             listener.close()
 
-    async def _serve_stores(self, stores: Stores, listener: socket.socket, started: asyncio.Future[None]) -> None:
+    async def _serve_stores(
+        self, stores: Stores, listener: socket.socket, tls: ssl.SSLContext | None, started: asyncio.Future[None]
+    ) -> None:
         heartbeat = Heartbeat(self.metrics)
         try:
             async with asyncio.TaskGroup() as group:
@@ -121,7 +125,7 @@ class Server:
                 dispatcher = Dispatcher(services, origins)
                 sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, now_ms)
                 http = build_http(self.metrics, lambda: self._is_ready(stores))
-                web = _web_server(self.settings, http, sync)
+                web = _web_server(http, sync, tls)
                 await web.startup(sockets=[listener])
                 turning = group.create_task(web.main_loop())
                 services.tasks.spawn(_clean_for_ever(services), "clean")
@@ -225,7 +229,21 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def _web_server(settings: Settings, http: Litestar, sync: SyncSocket) -> uvicorn.Server:
+def _tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """Read the certificate files; TLS 1.3 is the oldest version that is spoken. See spec/protocol.md, section 1."""
+    if not settings.uses_tls:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
+    except OSError as exc:
+        files = f"{settings.tls_certificate} and {settings.tls_key}"
+        raise SettingsError(f"{files} are no certificate and its key: {exc.strerror or exc}") from exc
+    return context
+
+
+def _web_server(http: Litestar, sync: SyncSocket, tls: ssl.SSLContext | None) -> uvicorn.Server:
     config = uvicorn.Config(
         http,
         loop="none",
@@ -237,8 +255,7 @@ def _web_server(settings: Settings, http: Litestar, sync: SyncSocket) -> uvicorn
         server_header=False,
         proxy_headers=False,
         backlog=BACKLOG,
-        ssl_certfile=settings.tls_certificate or None,
-        ssl_keyfile=settings.tls_key or None,
+        ssl_context_factory=None if tls is None else lambda config, default: tls,
         timeout_graceful_shutdown=1,
     )
     config.load()
