@@ -87,8 +87,10 @@ def test_a_page_of_a_log_has_512_entries_and_no_more():
     check_entries(entries[:-1])
     assert page_of(entries[:-1], 0).entries == entries[:-1]
     assert page_of(entries, 0).entries == entries[:-1]
-    with pytest.raises((InvalidCallError, LimitExceededError)):
+    with pytest.raises(LimitExceededError):
         check_entries(entries)
+    with pytest.raises(InvalidCallError):
+        check_entries([])
 
 
 def test_a_collection_has_a_name_of_256_bytes_and_no_more():

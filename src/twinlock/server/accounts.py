@@ -237,10 +237,13 @@ def check_entries(entries: Sequence[SignedEntry]) -> None:
     """Check the sizes of entries that are to be appended to a signed log.
 
     Raises:
-        InvalidCallError, LimitExceededError: none at all, too many, or one that is too large.
+        InvalidCallError: there are none.
+        LimitExceededError: there are too many, or one is too large.
     """
-    if not 1 <= len(entries) <= LOG_PAGE_ENTRIES_MAX:
-        raise InvalidCallError(f"{len(entries)} entries, 1 to {LOG_PAGE_ENTRIES_MAX} are allowed")
+    if not entries:
+        raise InvalidCallError("no entries")
+    if len(entries) > LOG_PAGE_ENTRIES_MAX:
+        raise LimitExceededError(f"{len(entries)} entries, at most {LOG_PAGE_ENTRIES_MAX} are allowed")
     if any(len(entry.body) > LOG_ENTRY_BYTES_MAX for entry in entries):
         raise LimitExceededError(f"an entry of more than {LOG_ENTRY_BYTES_MAX} bytes")
 

@@ -11,6 +11,7 @@ from twinlock.errors import (
     CutRefusedError,
     IncarnationError,
     InvalidCallError,
+    LimitExceededError,
     LogInvalidError,
     NotFoundError,
     NotSignedInError,
@@ -223,7 +224,7 @@ def _row_key(space: SpaceId, account: AccountId) -> str:
 
 def _check_rows(rows: Sequence[KeyringRow], rules: SpaceLogState) -> None:
     if len(rows) > LOG_PAGE_ENTRIES_MAX:
-        raise InvalidCallError(f"{len(rows)} rows, at most {LOG_PAGE_ENTRIES_MAX} are allowed")
+        raise LimitExceededError(f"{len(rows)} rows, at most {LOG_PAGE_ENTRIES_MAX} are allowed")
     for row in rows:
         if row.account not in rules.members or row.epoch not in rules.epochs or len(row.wrapped) > WRAPPED_BYTES_MAX:
             raise InvalidCallError("a keyring row of a stranger, of an unknown epoch, or too long")
