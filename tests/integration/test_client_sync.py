@@ -9,6 +9,7 @@ import pytest
 
 import twinlock
 from tests.client_kit import PASSWORD, ShiftedClock, until, values
+from twinlock.client.courier import Courier
 from twinlock.errors import NotFoundError, ProfileInUseError, UnknownSpaceError
 
 DAY_MS = 24 * 3_600_000
@@ -76,6 +77,28 @@ async def test_a_lost_connection_leaves_no_cancellation_behind(world, pair):
 
     await world.restart()
     await asyncio.gather(first.synced(), second.synced())
+
+
+async def test_a_fault_of_this_side_ends_no_more_than_one_connection(world, monkeypatch, caplog):
+    db = await world.device("a")
+    faults = [RuntimeError("a fault")]
+    tend = Courier.tend
+
+    def tend_with_a_fault(courier):
+        if faults:
+            raise faults.pop()
+        tend(courier)
+
+    monkeypatch.setattr(Courier, "tend", tend_with_a_fault)
+    with caplog.at_level(logging.CRITICAL):
+        await until(lambda: db.status == "disconnected")
+        await db.space("home").collection("todos").add({"text": "meanwhile"})
+
+        async with asyncio.timeout(10):
+            await db.synced()
+
+    assert db.status == "connected"
+    assert db.pending_count == 0
 
 
 async def settled(one, two):

@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 FIRST_TRY_MS_MAX = 3_000
 """How long opening waits for the server before it goes on without it."""
 
+RESTART_DELAY_S = 1.0
 SETTLE_MS_MAX = 10_000
 SIGN_OUT_MS_MAX = 10_000
 FATAL = (WrongServerError, DeviceRevokedError)
@@ -296,14 +297,16 @@ class Client:
     # Insides
 
     async def _supervise(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._connection.run(self._courier))
-                tasks.create_task(self._courier.tend_forever())
-                tasks.create_task(self._courier.do_chores())
-        except Exception:
-            # The application keeps its data and its writes; what ended is the connection, and the log says why.
-            logger.exception("the connection ended by a fault of its own")
+        while True:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._connection.run(self._courier))
+                    tasks.create_task(self._courier.tend_forever())
+                    tasks.create_task(self._courier.do_chores())
+            except Exception:
+                # Who waits for the server must not wait for ever because of a fault here: the log says what it was.
+                logger.exception("a fault of this side ended the connection; it begins anew")
+            await asyncio.sleep(RESTART_DELAY_S)
 
     def _known_space(self, space: SpaceId) -> SpaceRuntime:
         runtime = SpaceRuntime(self._context, self._context.state.space_log(space))
