@@ -370,7 +370,7 @@ async def test_an_older_tls_is_refused_by_the_server_and_by_the_client(start, tm
         lambda reader, writer: writer.close(), "localhost", 0, ssl=behind
     ) as listener:
         port = listener.sockets[0].getsockname()[1]
-        with pytest.raises(OfflineError, match="SSLError|ConnectionResetError"):
+        with pytest.raises(OfflineError, match=r"SSLError|ConnectionResetError"):
             async with open_transport(parse_address(f"wss://localhost:{port}")):
                 pass
 
