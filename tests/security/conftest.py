@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client_kit import World, make_template
+from tests.client_kit import World
 from tests.security.dishonest import write_all
 from twinlock.server.app import Server
 from twinlock.server.settings import Settings
@@ -53,21 +53,6 @@ async def run_server(folder: Path, **settings: object):
         yield server
     finally:
         await server.stop()
-
-
-@pytest.fixture(scope="session")
-def account_template(tmp_path_factory):
-    """A server with an account and two devices, made once."""
-    return make_template(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-async def account_world(tmp_path, account_template):
-    """A server in this process with an account and the profiles "a" and "b"."""
-    world = World(tmp_path, account_template)
-    await world.start()
-    yield world
-    await world.close()
 
 
 @pytest.fixture(scope="session")

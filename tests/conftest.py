@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests of the SDK."""
+"""Fixtures of all tests that need a server with an account."""
 
 import pytest
 
