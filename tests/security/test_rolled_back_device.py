@@ -100,7 +100,6 @@ async def test_what_a_restored_device_writes_before_it_meets_the_server_is_not_l
     check(world)
 
 
-@pytest.mark.xfail(strict=True, reason="an increment carries the device's running total, which a restore takes back")
 async def test_increments_of_a_restored_device_count_although_it_had_forgotten_some(world):
     old = await restored_offline(world)
 

@@ -132,6 +132,7 @@ class OutboxTables:
     def put_write(self, token: int, payload: bytes) -> None:
         """Replace a write's payload."""
         self._file.run("UPDATE writes SET payload = ? WHERE token = ?", (payload, token))
+        self._carried.clear()
 
     def unsealed_writes(self, bytes_max: int) -> list[PendingWrite]:
         """Return the first unsealed writes."""

@@ -214,10 +214,10 @@ class Inbox:
         return entries
 
     def _merge(self, entries: Sequence[Entry], now_ms: int) -> None:
-        foreign: list[Entry] = []
-        own: list[Entry] = []
-        for entry in entries:
-            (own if self._is_known_own(entry) else foreign).append(entry)
+        own, foreign, later = self._sorted(entries)
+        if later:
+            self._queue.extendleft(reversed(later))
+            entries = entries[: -len(later)]
         page = self._reader.read(foreign) if foreign else Page([], [], {})
         for opened in page.opened:
             if isinstance(opened.content, SnapshotContent) and len(entries) == 1 == len(page.opened):
@@ -231,6 +231,25 @@ class Inbox:
             self._apply(page, work, now_ms)
             self.shown += work.flush()
             self._move_to(entries)
+
+    def _sorted(self, entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry], Sequence[Entry]]:
+        """Return known own entries, those to be checked, and what must wait until these are merged.
+
+        What was forgotten of the own chain is read in its place, between what is known before it and after it.
+        """
+        own: list[Entry] = []
+        foreign: list[Entry] = []
+        had_forgotten = False
+        for at, entry in enumerate(entries):
+            if entry.envelope[_DEVICE] != self._keyring.device:
+                foreign.append(entry)
+                continue
+            is_known = self._is_known_own(entry)
+            if had_forgotten if is_known else bool(own):
+                return own, foreign, entries[at:]
+            had_forgotten = not is_known
+            (own if is_known else foreign).append(entry)
+        return own, foreign, ()
 
     def _is_known_own(self, entry: Entry) -> bool:
         data = entry.envelope
@@ -251,9 +270,9 @@ class Inbox:
         self._note_return(self._keyring.device, known.id)
         self._reader.adopt(self._keyring.device, ChainHead(counter, known.id))
         if known.kind == Kind.SNAPSHOT or not (tokens or known.seq == entry.seq):
-            self._merge_own(entry, work)
+            self._merge_own(entry, work, now_ms)
 
-    def _merge_own(self, entry: Entry, work: WorkingSet) -> None:
+    def _merge_own(self, entry: Entry, work: WorkingSet, now_ms: int) -> None:
         """Merge an own envelope at its place; what it says is known, where it stands is not."""
         envelope = parse(entry.envelope)
         header = envelope.header
@@ -273,7 +292,7 @@ class Inbox:
             envelope.id,
         )
         content = decode_content(open_payload(envelope, keys), source)
-        self._apply_one(Opened(source, content), work)
+        self._apply_one(Opened(source, content), work, now_ms)
 
     def _apply(self, page: Page[Content], work: WorkingSet, now_ms: int) -> None:
         work.load(
@@ -283,20 +302,41 @@ class Inbox:
             for edit in opened.content.edits
         )
         for opened in page.opened:
-            self._apply_one(opened, work)
+            self._apply_one(opened, work, now_ms)
             self._observe(opened, now_ms)
         self._finish(page)
 
-    def _apply_one(self, opened: Opened[Content], work: WorkingSet) -> None:
+    def _apply_one(self, opened: Opened[Content], work: WorkingSet, now_ms: int) -> None:
         content, source = opened.content, opened.source
         if isinstance(content, ChangeContent):
-            for edit in content.edits:
-                work.open((edit.collection, edit.id)).apply(edit, source.device, source.seq)
+            if source.device == self._keyring.device:
+                self._apply_own(content, source, work, now_ms)
+            else:
+                for edit in content.edits:
+                    work.open((edit.collection, edit.id)).apply(edit, source.device, source.seq)
             if content.has_unknown:
                 self.place = msgspec.structs.replace(self.place, may_compact=False)
         else:
             self.foreign_snapshots_count += source.device != self._keyring.device
             self._apply_states(content, content.states, source, work)
+
+    def _apply_own(self, content: ChangeContent, source: Source, work: WorkingSet, now_ms: int) -> None:
+        """Merge a change that this device has forgotten, or that a clone of it has sent."""
+        self._outbox.observe(content.latest, source.received_ms, CLOCK_SKEW_MS_MAX)
+        rebase = self._outbox.rebase(work, now_ms)
+        for edit in content.edits:
+            rebase.note((edit.collection, edit.id))
+        for edit in content.edits:
+            work.open((edit.collection, edit.id)).apply(edit, source.device, source.seq)
+        before = self._chains.get(source.device)
+        self._note_head(source.device, ChainHead(source.counter, source.id), source.seq)
+        if source.counter != (before.counter if before is not None else 0) + 1:
+            # What comes before it in the chain was cut: its totals stand for all of that, as those of a pack do.
+            rebase.after_snapshot()
+            return
+        tokens = rebase.after_change(content.edits, source.counter)
+        if tokens:
+            self.events.append(WritesConfirmed(tokens))
 
     def _apply_states(
         self, content: SnapshotContent, states: Sequence[PackedState], source: Source, work: WorkingSet
@@ -304,11 +344,13 @@ class Inbox:
         work.load((state.packed.collection, state.packed.id) for state in states)
         # The snapshot itself and what stands beside it in this slice are not read yet.
         progress = Progress(self.place.read_from, Seq(max(self.place.cursor, source.seq - 1)), self._holes)
+        rebase = self._outbox.rebase(work, source.received_ms)
         for state in states:
             packed = state.packed
             document = work.open((packed.collection, packed.id))
             if state.state.has_unknown:
                 self.place = msgspec.structs.replace(self.place, may_compact=False)
+            rebase.note(document.key)
             document.merge(state.state)
             if content.incarnation != self.place.incarnation:
                 # Sealed before the server was restored: its `as_of` counts entries that are not those of now.
@@ -323,6 +365,7 @@ class Inbox:
                 document.base_seq = min(document.base_seq, first_seq)
             elif not document.base_seq:
                 document.base_seq = Seq(content.as_of + 1)
+        rebase.after_snapshot()
 
     def _merge_states(self, now_ms: int) -> None:
         """Merge the next part of a snapshot; the cursor moves with the last."""

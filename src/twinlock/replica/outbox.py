@@ -21,6 +21,7 @@ from twinlock.replica.batch import Batch
 from twinlock.replica.documents import Shown, WorkingSet
 from twinlock.replica.intents import check_batch, operations_of
 from twinlock.replica.keyring import Keyring
+from twinlock.replica.rebase import Rebase, rebuild_overlays
 from twinlock.replica.state import OwnChain, load_chain, save_chain
 from twinlock.replica.store import UNSEALED, DocumentKey, OwnEnvelope, PendingWrite, ReplicaStore
 from twinlock.sealing.cipher import Sealer, open_payload
@@ -55,7 +56,7 @@ _raw_encoder = msgspec.msgpack.Encoder()
 class Outbox:
     """The durable outbox and the own chain of one space. The caller opens the transactions marked "inside"."""
 
-    __slots__ = ("_clock", "_device", "_keyring", "_last_sent", "_sealer", "_store", "chain", "is_open")
+    __slots__ = ("_clock", "_device", "_keyring", "_last_sent", "_sealer", "_store", "chain", "is_behind", "is_open")
 
     def __init__(self, store: ReplicaStore, keyring: Keyring, sealer: Sealer) -> None:
         self._store = store
@@ -67,6 +68,8 @@ class Outbox:
         self._last_sent = Counter(0)
         self.is_open = False
         """Whether a connection takes pushes now, and envelopes may be sealed for it."""
+        self.is_behind = False
+        """Whether the server has own envelopes that were not read yet: until then nothing is sealed."""
 
     # Writing
 
@@ -124,7 +127,7 @@ class Outbox:
 
     @property
     def _has_room(self) -> bool:
-        return self.is_open and self._store.frozen_count() < WINDOW and self._keyring.can_seal
+        return self.is_open and not self.is_behind and self._store.frozen_count() < WINDOW and self._keyring.can_seal
 
     # Sealing
 
@@ -195,12 +198,12 @@ class Outbox:
     def _rebuild(self, keys: Iterable[DocumentKey]) -> list[Shown]:
         """Make the overlays of documents anew from what is pending now, inside a transaction."""
         work = WorkingSet(self._store)
-        for key in dict.fromkeys(keys):
-            writes = self._store.writes_touching(key)
-            edits = [edit for write in writes for edit in decode_change(write.payload).edits]
-            own = [edit for edit in edits if (edit.collection, edit.id) == key]
-            work.open(key).rebuild_overlay(own, self._device, len(writes))
+        rebuild_overlays(self._store, work, keys, self._device)
         return work.flush()
+
+    def rebase(self, work: WorkingSet, now_ms: int) -> Rebase:
+        """Begin to merge what this device may not know of itself, inside a transaction."""
+        return Rebase(self._store, work, self._device, lambda: self._clock.tick(now_ms))
 
     # Sending
 

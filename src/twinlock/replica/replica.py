@@ -37,6 +37,7 @@ from twinlock.replica.intents import decode_locked
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.live import LiveQueries, LiveQuery, QuerySnapshot
 from twinlock.replica.outbox import Outbox
+from twinlock.replica.rebase import is_read
 from twinlock.replica.store import QuarantinedEnvelope, RefusedWrite, ReplicaStore, decode_value
 from twinlock.replica.upkeep import DEFAULT_UPKEEP, Upkeep, UpkeepSettings
 from twinlock.sealing.cipher import Sealer
@@ -58,6 +59,7 @@ class Replica:
     __slots__ = (
         "_acks",
         "_attaches",
+        "_awaited",
         "_epoch_awaited",
         "_events",
         "_held_until_ms",
@@ -67,6 +69,7 @@ class Replica:
         "_keyring",
         "_live",
         "_outbox",
+        "_own_at_attach",
         "_server_head",
         "_store",
         "_target",
@@ -90,6 +93,8 @@ class Replica:
         self._events: list[ReplicaEvent] = []
         self._acks: deque[tuple[Counter, Seq]] = deque()
         self._attaches = 0
+        self._awaited: tuple[Counter, EnvelopeId] | None = None
+        self._own_at_attach = Counter(0)
         self._is_attached = False
         self._is_caught_up = False
         self._target = Seq(0)
@@ -161,6 +166,8 @@ class Replica:
         self._outbox.connect()
         self._upkeep.reset(frame.log_bytes, frame.start)
         self._server_head = (frame.own_counter, frame.own_id)
+        self._own_at_attach = frame.own_counter
+        self._await(frame.own_counter, frame.own_id)
         self._adopt_if_behind()
         if frame.log_seq > self._keyring.log.seq:
             self._events.append(LogsWanted())
@@ -226,6 +233,13 @@ class Replica:
             with self._store.transaction(durable=True):
                 self._outbox.adopt(counter, identifier)
 
+    def _await(self, counter: Counter, identifier: EnvelopeId) -> None:
+        """Seal nothing before the own chain was read up to an envelope: what waits is laid on top of it."""
+        read = self._inbox.heads.get(self._keyring.device)
+        is_behind = not is_read(self._store, self._keyring.device, read, counter, identifier)
+        self._awaited = (counter, identifier) if is_behind else None
+        self._outbox.is_behind = is_behind
+
     def on_disconnected(self) -> None:
         """The connection ended: what was sent and not acknowledged will be sent again, the same bytes."""
         self._is_attached = False
@@ -269,6 +283,8 @@ class Replica:
         self._inbox.events.clear()
         self._show(self._inbox.shown)
         self._inbox.shown = []
+        if self._awaited is not None:
+            self._await(*self._awaited)
         self._note_caught_up()
 
     def _show(self, shown: list[Shown]) -> None:
@@ -278,6 +294,9 @@ class Replica:
     def _note_caught_up(self) -> None:
         if not self._is_caught_up and self._is_attached and self._inbox.is_idle and self.cursor >= self._target:
             self._is_caught_up = True
+            if self._awaited is not None and self._awaited[0] <= self._own_at_attach:
+                # What the log does not hold of the own chain any more was in packs.
+                self._awaited, self._outbox.is_behind = None, False
             self._events.append(CaughtUp())
 
     def _confirm(self, now_ms: int) -> None:
@@ -353,6 +372,7 @@ class Replica:
             self._outbox.thaw(frame.counter)
             self._outbox.adopt(*(head or (frame.own_counter, frame.own_id)))
         self._server_head = None
+        self._await(frame.own_counter, frame.own_id)
 
     def _sealed_epoch(self, counter: Counter) -> bytes:
         sealed = self._store.own_envelope(counter)
@@ -366,6 +386,7 @@ class Replica:
             tokens, shown = self._outbox.refuse(frame.counter, frame.code, frame.detail)
             self._outbox.adopt(*head)
         self._server_head = None
+        self._await(*head)
         self._show(shown)
         if tokens:
             self._events.append(WritesRefused(tokens, frame.code, frame.detail))
