@@ -22,7 +22,7 @@ from twinlock.replica.store import (
     decode_value,
 )
 
-_ABSENT: Any = object()
+_ABSENT: Any = ...
 _Item = TypeVar("_Item")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import msgspec
 
 from twinlock.ids import Epoch
@@ -51,6 +53,7 @@ class SimulatedDevice:
         self.skew_ms = skew_ms
         self.offset_ms = 0
         self.store = MemoryStore()
+        self._copy = copy.deepcopy(self.store)
         self.connection: Connection | None = None
         self.session: ClientSession | None = None
         self.side_file: list[bytes] = []
@@ -89,6 +92,11 @@ class SimulatedDevice:
         """Return the corrected time."""
         return true_ms + self.skew_ms + self.offset_ms
 
+    @property
+    def has_right_clock(self) -> bool:
+        """Whether it stamps by the right time: its clock is right, or it has met the server."""
+        return abs(self.skew_ms) < 1_000 or (self.skew_ms < 0 and self.offset_ms > 0)
+
     # Life
 
     def write(self, batch: Batch, true_ms: int) -> int:
@@ -125,6 +133,17 @@ class SimulatedDevice:
         if self.replica is not None:
             self.keyring = self._make_keyring(self.now_ms(true_ms))
             self.replica = self._make_replica()
+
+    def back_up(self) -> None:
+        """Keep a copy of the disk."""
+        self._copy = copy.deepcopy(self.store)
+
+    def go_back(self, true_ms: int) -> None:
+        """Come back with the disk as it was when it was copied last; what was not sent since is gone."""
+        self.disconnect()
+        self.store = copy.deepcopy(self._copy)
+        self.keyring = self._make_keyring(self.now_ms(true_ms))
+        self.replica = self._make_replica()
 
     # Wire
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from twinlock.contracts import DeviceHead
-from twinlock.ids import Counter, DeviceId, Incarnation, Seq
+from twinlock.errors import CounterConflictError
+from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq
 from twinlock.protocol import codec, proofs
 from twinlock.protocol.calls import CutResult
 from twinlock.protocol.frames import (
@@ -25,7 +26,7 @@ from twinlock.protocol.frames import (
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.sealing.suite import Entropy
-from twinlock.server.sequencer import Author, Sequencer
+from twinlock.server.sequencer import Author, Refusal, Sequencer
 
 PAGE_ENTRIES = 7
 """Few, so that a catch-up takes several pages."""
@@ -70,6 +71,7 @@ class SimulatedServer:
         self._births: list[tuple[Incarnation, Seq]] = [(self.incarnation, Seq(0))]
         self._sequencer = Sequencer(rules.space, rules, {})
         self.connections: list[Connection] = []
+        self._taken: dict[tuple[DeviceId, Counter], EnvelopeId] = {}
 
     @property
     def head(self) -> Seq:
@@ -174,20 +176,24 @@ class SimulatedServer:
         device = connection.author.device
         decision = self._sequencer.decide(frame.envelopes, connection.author)
         acked: list[tuple[Counter, Seq]] = []
+        refusal = decision.refusal
         for envelope in decision.known:
+            if self._taken[device, envelope.header.counter] != envelope.id:
+                # A clone of the device was first.
+                refusal = Refusal(envelope.header.counter, CounterConflictError())
+                break
             acked.append((envelope.header.counter, self._seq_of(envelope.data)))
         for envelope in decision.fresh:
             seq = Seq(self.head + 1)
             self.entries.append(Entry(seq, now_ms, envelope.data))
+            self._taken[device, envelope.header.counter] = envelope.id
             acked.append((envelope.header.counter, seq))
         self._sequencer.confirm(decision.fresh)
         if acked:
             connection.send(Ack(frame.space, acked))
-        if decision.refusal is not None:
-            head, error = self._sequencer.head_of(device), decision.refusal.error
-            connection.send(
-                Reject(frame.space, decision.refusal.counter, error.code, error.detail, 0, head.counter, head.id)
-            )
+        if refusal is not None:
+            head, error = self._sequencer.head_of(device), refusal.error
+            connection.send(Reject(frame.space, refusal.counter, error.code, error.detail, 0, head.counter, head.id))
 
     def _seq_of(self, data: bytes) -> Seq:
         return next((entry.seq for entry in self.entries if entry.envelope == data), Seq(0))
