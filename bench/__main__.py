@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.catalogue import PEERS, SCENARIOS, Measure
+from bench.event_loop import runner
 from bench.figure import Figure, median_of_runs
 from bench.machine import LOAD_CORE, describe, fdatasync_ms, pin_this_process
 from bench.peers.child import PeerMissingError
@@ -77,8 +78,8 @@ def _measure_all(console: Console, chosen: list[str], scale: Scale) -> tuple[Rep
 def _median(console: Console, measure: Measure, scale: Scale) -> list[Figure]:
     runs = []
     for _ in range(scale.runs):
-        with tempfile.TemporaryDirectory(prefix="twinlock-bench-") as folder, _runner() as runner:
-            runs.append(runner.run(_in_time(measure(Path(folder), scale))))
+        with tempfile.TemporaryDirectory(prefix="twinlock-bench-") as folder, runner() as loop:
+            runs.append(loop.run(_in_time(measure(Path(folder), scale))))
         console.print(".", end="")
     return median_of_runs(runs)
 
@@ -86,14 +87,6 @@ def _median(console: Console, measure: Measure, scale: Scale) -> list[Figure]:
 async def _in_time(work: Coroutine[Any, Any, list[Figure]]) -> list[Figure]:
     async with asyncio.timeout(RUN_SECONDS_MAX):
         return await work
-
-
-def _runner() -> asyncio.Runner:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.Runner()
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
 def _machine() -> dict[str, str]:

@@ -5,13 +5,13 @@ It tells how long it took to read everything, and how much memory that needed.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
 from pathlib import Path
 
 import twinlock
+from bench.event_loop import runner
 from bench.machine import resident_bytes_max
 from bench.scenarios.devices import SPACE, settled
 
@@ -34,4 +34,5 @@ async def main(url: str, name: str, kit: str, profile: str, count: int) -> None:
 
 if __name__ == "__main__":
     server_url, account_name, recovery_kit, folder, documents_count = sys.argv[1:]
-    asyncio.run(main(server_url, account_name, recovery_kit, folder, int(documents_count)))
+    with runner() as loop:
+        loop.run(main(server_url, account_name, recovery_kit, folder, int(documents_count)))

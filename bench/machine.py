@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import resource
@@ -63,6 +64,15 @@ def resident_bytes_max() -> int:
         # In kilobytes on most systems, and for a child no less than what its parent held.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return how much processor time a process has used so far; nan where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fdatasync_ms(folder: Path, times: int = 200) -> float:

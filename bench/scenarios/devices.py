@@ -12,6 +12,7 @@ from typing import Any
 
 import twinlock
 from bench.figure import Figure, quantile
+from bench.json_child import JsonChild, talking_to
 from bench.scale import PAYLOAD_BYTES, Scale
 from bench.server_process import RunningServer, serving
 from twinlock.errors import TwinlockError
@@ -19,6 +20,7 @@ from twinlock.errors import TwinlockError
 SPACE = "home"
 WRITES_PER_S = 200
 IN_FLIGHT = 64
+CHANGES_MAX = 1_500
 SECONDS_MAX = 120
 
 
@@ -44,53 +46,30 @@ async def settled(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def seen_on_other_device(folder: Path, scale: Scale) -> list[Figure]:
     """Measure the time from a write on one device to the callback on another, at 20, 200 and 2,000 writes/s."""
+    figures = []
     with serving(folder) as server:
-        async with first_device(server, folder) as (writer, name, kit):
-            reader = await twinlock.recover(server.url, name, kit, profile=folder / "device-b")
-            figures = []
-            async with reader:
+        await server.ready()
+        async with talking_to("bench.device", "write", server.url, str(folder / "device-a")) as writer:
+            account = await writer.hear()
+            async with talking_to("bench.device", "read", server.url, str(folder / "device-b"), *account) as reader:
                 for rate in (WRITES_PER_S,) if scale.quick else (WRITES_PER_S, 20, 2_000):
-                    figures += await _latency(writer, reader, rate, scale.count(min(rate * 5, 4_000), 40))
+                    figures += await _latency(writer, reader, rate, scale.count(min(rate * 5, CHANGES_MAX), 40))
     return figures
 
 
-async def _latency(writer: Any, reader: Any, rate: int, count: int) -> list[Figure]:
-    collection = f"at-{rate}"
-    taken_ms: list[float] = []
-    complete = asyncio.Event()
-
-    def on_snapshot(snap: Any) -> None:
-        now = time.perf_counter()
-        for change in snap.changes:
-            taken_ms.append((now - change.doc.data["at"]) * 1000)
-        if len(taken_ms) >= count:
-            complete.set()
-
-    docs = writer.space(SPACE).collection(collection)
-    await settled(lambda: _is_readable(reader, collection))
-    unsubscribe = reader.space(SPACE).collection(collection).on_snapshot(on_snapshot)
-    text = "x" * PAYLOAD_BYTES
-    started = time.perf_counter()
-    for index in range(count):
-        ahead = started + index / rate - time.perf_counter()
-        if ahead > 0:
-            await asyncio.sleep(ahead)
-        await docs.add({"text": text, "at": time.perf_counter()})
-    reached = count / (time.perf_counter() - started)
-    await asyncio.wait_for(complete.wait(), SECONDS_MAX)
-    unsubscribe()
+async def _latency(writer: JsonChild, reader: JsonChild, rate: int, count: int) -> list[Figure]:
+    load = {"rate": rate, "count": count}
+    await writer.ask({**load, "warm_up": True})
+    await reader.ask(load)
+    result = await writer.ask(load)
+    taken_ms = await reader.hear()
     name = "seen on the other device (20, 200, 2,000 writes/s)"
-    note = f"{reached:,.0f} writes/s reached"
+    note = f"{result['reached']:,.0f} writes/s reached; two processes on one core, {result['loop']}"
     targets = (1.5, 10) if rate == WRITES_PER_S else (None, None)
     return [
         Figure("latency", f"{name}, {part}", quantile(taken_ms, of), "ms", "lower", target, growth=rate / 20, note=note)
         for part, of, target in zip(("p50", "p99"), (0.5, 0.99), targets, strict=True)
     ]
-
-
-async def _is_readable(db: Any, collection: str) -> bool:
-    await db.space(SPACE).collection(collection).count()
-    return True
 
 
 async def sdk_catch_up(folder: Path, scale: Scale) -> list[Figure]:

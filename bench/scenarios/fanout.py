@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bench.figure import Figure, quantile
+from bench.json_child import JsonChild, talking_to
+from bench.machine import cpu_seconds
 from bench.raw_client import ACK, ENTRIES, RawClient, count_of
 from bench.scale import Scale
-from bench.server_process import serving
+from bench.server_process import RunningServer, serving
 from bench.world import World, make_world
 from twinlock.protocol import codec
 from twinlock.protocol.frames import Entries
@@ -18,6 +22,14 @@ CHANGES_OUTSTANDING = 256
 """How far the writer may be ahead of the deliveries: enough to keep the server busy, not to bury it."""
 
 DELIVERIES_TARGET = 600_000
+SUBSCRIBERS_TARGET = 1_000
+WRITES_PER_S = DELIVERIES_TARGET // SUBSCRIBERS_TARGET // 2
+"""The pace at which the delay is measured: half of the target."""
+
+SUBSCRIBERS_SAMPLED = 20
+FRAME_BYTES_MAX = 64
+"""What a push's frame may add to its envelope: more than it does."""
+
 PUSH_SIZE = 8
 PUSHES_IN_FLIGHT = 48
 SECONDS_MAX = 60
@@ -61,39 +73,99 @@ class Audience:
 
 
 async def fan_out(folder: Path, scale: Scale) -> list[Figure]:
-    """Measure deliveries to 1,000 subscribers and their delay at half of that rate, then to 10 and 100."""
+    """Measure deliveries to 1,000, 10 and 100 subscribers, and their delay at 300 writes/s (half of the target)."""
     counts = (10,) if scale.quick else (1_000, 10, 100)
     figures: list[Figure] = []
     with serving(folder) as server:
         await server.ready()
-        world = await make_world(server.port, devices_count=2, spaces_count=len(counts))
-        for space, count in enumerate(counts):
-            figures += await _one_audience(world, space, count, scale)
+        world = await make_world(server.port, devices_count=2, spaces_count=2 * len(counts))
+        for index, count in enumerate(counts):
+            figures.append(await _fastest(world, 2 * index, count, scale))
+            figures += await _delays(server, world, 2 * index + 1, count, scale)
     return figures
 
 
-async def _one_audience(world: World, space: int, count: int, scale: Scale) -> list[Figure]:
+async def _fastest(world: World, space: int, count: int, scale: Scale) -> Figure:
+    """Measure with every subscriber counting what it is delivered."""
     audience = Audience()
     subscribers = [await _subscribe(world, space, audience) for _ in range(count)]
     writer = await world.open()
     writer.sink = audience.on_ack
-    source = world.source(space)
     changes = scale.count(max(2_400, min(16_000, 1_600_000 // count)), 400)
-    rate = await _full_speed(writer, source.pushes(changes // PUSH_SIZE, PUSH_SIZE), count, audience)
-    is_full = count == 1_000
-    name = "deliveries to 1,000, 10 and 100 subscribers"
-    target = DELIVERIES_TARGET if is_full else None
-    note = f"{audience.delivered / audience.frames:,.0f} changes joined into a frame"
-    figures = [Figure("fanout", name, rate, "/s", "higher", target, growth=count / 10, note=note)]
-    if is_full or scale.quick:
-        pace = min(rate, DELIVERIES_TARGET) / 2
-        late_ms = await _paced(writer, source.pushes(scale.count(900, 40)), pace / count, count, audience)
-        name = f"delay to {count:,} subscribers at {pace:,.0f} deliveries/s, p99"
-        target = 25 if is_full else None
-        figures.append(Figure("fanout", name, quantile(late_ms, 0.99), "ms", "lower", target, growth=count / 10))
+    rate = await _full_speed(writer, world.source(space).pushes(changes // PUSH_SIZE, PUSH_SIZE), count, audience)
     for client in (*subscribers, writer):
         client.close()
-    return figures
+    target = DELIVERIES_TARGET if count == SUBSCRIBERS_TARGET else None
+    note = f"{audience.delivered / audience.frames:,.0f} changes joined into a frame"
+    name = "deliveries to 1,000, 10 and 100 subscribers"
+    return Figure("fanout", name, rate, "/s", "higher", target, growth=count / 10, note=note)
+
+
+async def _delays(server: RunningServer, world: World, space: int, count: int, scale: Scale) -> list[Figure]:
+    """Measure the delay on some subscribers; the others are a crowd in another process, which costs less."""
+    messages = world.source(space).pushes(scale.count(900, 60))
+    sampled = min(count, SUBSCRIBERS_SAMPLED)
+    audience = Audience()
+    audience.keep_times = True
+    async with _crowd(
+        world, space, count - sampled, sum(map(len, messages)) - FRAME_BYTES_MAX * len(messages)
+    ) as crowd:
+        subscribers = [await _subscribe(world, space, audience) for _ in range(sampled)]
+        writer = await world.open()
+        writer.sink = audience.on_ack
+        server_before_s, load_before_s = cpu_seconds(server.child.pid), time.process_time()
+        started = time.perf_counter()
+        late_ms = await _paced(writer, messages, WRITES_PER_S, sampled, audience)
+        taken_s = time.perf_counter() - started
+        server_s, load_s = cpu_seconds(server.child.pid) - server_before_s, time.process_time() - load_before_s
+        load_s += await crowd.finish()
+    for client in (*subscribers, writer):
+        client.close()
+    return _delay_figures(count, sampled, late_ms, (server_s / taken_s, load_s / taken_s))
+
+
+def _delay_figures(count: int, sampled: int, late_ms: list[float], shares: tuple[float, float]) -> list[Figure]:
+    busy = f"server {shares[0]:.0%} of its core, load {shares[1]:.0%} of the other"
+    note = f"{busy}; {sampled} of {count:,} parse, the rest only read"
+    name = f"delay to 1,000, 10 and 100 subscribers at {WRITES_PER_S} writes/s"
+    target = 25 if count == SUBSCRIBERS_TARGET else None
+    return [
+        Figure("fanout", f"{name}, {part}", quantile(late_ms, of), "ms", "lower", goal, growth=count / 10, note=note)
+        for part, of, goal in (("p50", 0.5, None), ("p99", 0.99, target))
+    ]
+
+
+class Crowd:
+    """The subscribers in the other process; `finish` returns once each has had everything."""
+
+    __slots__ = ("_bytes_each", "_child")
+
+    def __init__(self, child: JsonChild, bytes_each: int) -> None:
+        self._child = child
+        self._bytes_each = bytes_each
+
+    async def finish(self) -> float:
+        """Return the processor time that the crowd used, in seconds."""
+        self._child.say_no_more()
+        result = await self._child.hear()
+        assert result["bytes_least"] >= self._bytes_each, "a subscriber of the crowd was not sent everything"
+        cpu_s: float = result["cpu_s"]
+        return cpu_s
+
+
+@contextlib.asynccontextmanager
+async def _crowd(world: World, space: int, count: int, bytes_each: int) -> AsyncIterator[Crowd]:
+    async with talking_to("bench.crowd") as child:
+        told = {
+            "port": world.port,
+            "account": world.account.account.hex(),
+            "device": world.devices[1].expose().hex(),
+            "space": world.space_id(space).hex(),
+            "count": count,
+            "bytes_each": bytes_each,
+        }
+        await child.ask(told)
+        yield Crowd(child, bytes_each)
 
 
 async def _subscribe(world: World, space: int, audience: Audience) -> RawClient:
@@ -122,7 +194,6 @@ async def _full_speed(writer: RawClient, pushes: list[bytes], subscribers: int, 
 async def _paced(
     writer: RawClient, messages: list[bytes], rate: float, subscribers: int, audience: Audience
 ) -> list[float]:
-    audience.keep_times = True
     counters = [_counter_of(message) for message in messages]
     acked_before = audience.acked
     before, started = audience.delivered, time.perf_counter()
