@@ -130,6 +130,24 @@ async def test_a_database_opens_without_its_server_and_reads_and_writes(world):
     assert db.pending_count == 0
 
 
+async def test_a_server_that_has_moved_is_found_again_by_the_profile_alone(world):
+    async with await twinlock.connect(world.url, world.folder / "a") as db:
+        await until(lambda: db.is_connected)
+
+    async with await twinlock.connect(profile=world.folder / "a") as db:
+        await until(lambda: db.is_connected)
+
+
+async def test_an_address_that_leads_nowhere_is_not_kept(world):
+    async with await twinlock.connect(world.url, world.folder / "a") as db:
+        await until(lambda: db.is_connected)
+    async with await twinlock.connect("ws://127.0.0.1:9", world.folder / "a") as db:
+        await until(lambda: db.status == "reconnecting")
+
+    async with await twinlock.connect(profile=world.folder / "a") as db:
+        await until(lambda: db.is_connected)
+
+
 async def test_a_profile_is_open_once_at_a_time(world):
     await world.device("a")
 

@@ -93,6 +93,11 @@ class Connection:
         self.session: ClientSession | None = None
         self.last_error: TwinlockError | None = None
 
+    @property
+    def origin(self) -> str:
+        """The server's address, as it is dialled."""
+        return self._address.origin
+
     async def run(self, peer: Peer) -> None:
         """Connect, serve and reconnect until cancelled."""
         self._board.set_connection(Status.CONNECTING)

@@ -103,6 +103,12 @@ class DeviceState:
         """
         return open_sudo(self._store_key, passphrase, self.home.account, record)
 
+    def put_url(self, url: str) -> None:
+        """Keep the address at which the pinned server has just proved its key: it may have moved."""
+        if url != self.home.url:
+            self.home = msgspec.structs.replace(self.home, url=url)
+            self._put({"home": self.home})
+
     def clock_offset_ms(self) -> int:
         """Return the last correction of the clock."""
         return self._get("clock-offset-ms", int) or 0

@@ -142,4 +142,7 @@ def _get_from_keyring(name: str) -> bytes:
         raise StoreKeyError("the system's keyring is locked") from exc
     if text is None:
         raise StoreKeyError("the system's keyring no longer has the key")
-    return base64.b64decode(text)
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as exc:
+        raise StoreKeyError("the system's keyring holds something that is no key") from exc
