@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
 import tempfile
 import time
@@ -56,6 +57,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
 
 
 def _measure_all(console: Console, chosen: list[str], scale: Scale) -> tuple[Report, bool]:
+    busy = f"{os.getloadavg()[0]:.1f} processes wanted a core before this began" if hasattr(os, "getloadavg") else ""
     figures: list[Figure] = []
     left_out: dict[str, str] = {}
     broken = False
@@ -72,7 +74,7 @@ def _measure_all(console: Console, chosen: list[str], scale: Scale) -> tuple[Rep
             broken = True
         console.print(f"[dim]{time.perf_counter() - started:.0f} s[/]")
     made = time.strftime("%Y-%m-%d %H:%M:%S")
-    return Report(made, _machine(), scale.quick, figures, left_out), broken
+    return Report(made, {**_machine(), "load": busy}, scale.quick, figures, left_out), broken
 
 
 def _median(console: Console, measure: Measure, scale: Scale) -> list[Figure]:
