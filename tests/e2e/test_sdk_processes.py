@@ -76,7 +76,7 @@ async def test_a_second_process_gets_a_clear_error(world):
 
     assert code == 1
     assert "profile_in_use" in err
-    assert "Close the other process" in err
+    assert "Close it there" in err
 
 
 async def test_another_process_sees_a_write_live(world):
