@@ -40,6 +40,21 @@ def welcome_message(
     return label("welcome", server_id + incarnation + nonces + prefixed(device))
 
 
+def pairing_take_message(server_id: bytes, device: DeviceId) -> bytes:
+    """Return what a new device signs to fetch the answer to its own request for approval."""
+    return label("pairing-take", server_id + device)
+
+
+def invite_open_message(server_id: bytes, space: SpaceId, invite: bytes, account: AccountId) -> bytes:
+    """Return what an invite's key signs for the account that holds its secret, to read the space's log."""
+    return label("invite-open", server_id + space + invite + account)
+
+
+def join_message(space: SpaceId, invite: bytes, account: AccountId, sign_pk: bytes, kem_pk: bytes) -> bytes:
+    """Return what an invite's key signs for the account that joins by it."""
+    return label("join", space + invite + account + sign_pk + kem_pk)
+
+
 def lease_message(
     space: SpaceId, epochs: Sequence[Epoch], nonce: bytes, time_ms: int, account: AccountId, device: DeviceId
 ) -> bytes:
