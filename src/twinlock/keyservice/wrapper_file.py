@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,12 +12,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from twinlock.errors import StoreError
-from twinlock.keyservice.wrapper import KeyWrapper
+from twinlock.keyservice.wrapper import Bound, KeyWrapper
 from twinlock.protocol.labels import u32
 
 ROOT_KEY_BYTES = 32
 _NONCE_BYTES = 12
 _VERSION_BYTES = 4
+_OVERHEAD_BYTES = _VERSION_BYTES + _NONCE_BYTES + 16
 
 
 class _RootKeys(msgspec.Struct, frozen=True):
@@ -78,15 +80,28 @@ class FileKeyWrapper(KeyWrapper):
         """The versions that still exist, the active one last."""
         return sorted(self._root.keys)
 
+    def version_of(self, wrapped: bytes) -> int:
+        """Return the version that a secret was wrapped under."""
+        if len(wrapped) < _OVERHEAD_BYTES:
+            raise StoreError("a stored key is no key that a root key file wrapped")
+        return int.from_bytes(wrapped[:_VERSION_BYTES], "big")
+
     def wrap(self, secret: bytes, context: bytes) -> bytes:
         """Return the secret wrapped under the active version."""
         nonce = os.urandom(_NONCE_BYTES)
         sealed = AESGCM(self._root.keys[self._root.active]).encrypt(nonce, secret, context)
         return u32(self._root.active) + nonce + sealed
 
-    def unwrap(self, wrapped: bytes, context: bytes) -> bytes:
-        """Return the secret."""
-        version, rest = int.from_bytes(wrapped[:_VERSION_BYTES], "big"), wrapped[_VERSION_BYTES:]
+    def unwrap_many(self, rows: Sequence[Bound]) -> list[bytes]:
+        """Return the secrets of wrapped ones with their contexts."""
+        return [self._unwrap(wrapped, context) for wrapped, context in rows]
+
+    def rewrap_many(self, rows: Sequence[Bound]) -> list[bytes]:
+        """Return the same secrets wrapped under the active version."""
+        return [self.wrap(self._unwrap(wrapped, context), context) for wrapped, context in rows]
+
+    def _unwrap(self, wrapped: bytes, context: bytes) -> bytes:
+        version, rest = self.version_of(wrapped), wrapped[_VERSION_BYTES:]
         key = self._root.keys.get(version)
         if key is None:
             raise StoreError(f"version {version} of the root key does not exist (any more)")
@@ -102,15 +117,19 @@ class FileKeyWrapper(KeyWrapper):
         return version
 
     def destroy_version(self, version: int) -> None:
-        """Forget a version.
+        """Forget a version and all before it.
 
         Raises:
-            StoreError: it is the active one.
+            StoreError: it is the active one, or does not exist.
         """
         if version == self._root.active:
             raise StoreError("the active version of the root key cannot be destroyed")
-        kept = {number: key for number, key in self._root.keys.items() if number != version}
-        self._replace(_RootKeys(self._root.active, kept))
+        if version not in self._root.keys:
+            raise StoreError(f"version {version} of the root key does not exist (any more)")
+        self._replace(_RootKeys(self._root.active, {n: key for n, key in self._root.keys.items() if n > version}))
+
+    def close(self) -> None:
+        """Do nothing: the file is open only while it is read or written."""
 
     def _replace(self, root: _RootKeys) -> None:
         beside = self._path.with_name(self._path.name + ".new")
