@@ -18,14 +18,11 @@ from twinlock.errors import (
     StoreError,
     UpdateNeededError,
 )
-from twinlock.ids import Incarnation
 from twinlock.keyservice import KeyServiceSettings, LocalKeyService
 from twinlock.keyservice.key_store import PENDING_KEPT_MS
 from twinlock.keyservice.rates import RateLimit
 from twinlock.testing.contracts.keys import lease, opened, registered
 from twinlock.testing.contracts.members import NOW_MS, OwnedSpace
-
-INCARNATION = Incarnation(bytes(range(16)))
 
 
 @pytest.fixture
@@ -35,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 async def keys(folder):
-    keys = LocalKeyService.open(folder, INCARNATION)
+    keys = LocalKeyService.open(folder)
     yield keys
     await keys.close()
 
@@ -50,12 +47,12 @@ def change(folder, *statements) -> None:
 
 async def reopen(keys, folder) -> LocalKeyService:
     await keys.close()
-    return LocalKeyService.open(folder, INCARNATION)
+    return LocalKeyService.open(folder)
 
 
 async def ledger_of_five(keys) -> OwnedSpace:
     """Make a space (one record) and take four leases of it."""
-    space = await opened(keys, INCARNATION)
+    space = await opened(keys)
     for _ in range(4):
         await lease(keys, space.owner, space.id, 1)
     return space
@@ -63,8 +60,8 @@ async def ledger_of_five(keys) -> OwnedSpace:
 
 class TestFolder:
     async def test_only_the_owner_may_read_it(self, keys, folder):
-        await opened(keys, INCARNATION)
-        await keys.deny((await opened(keys, INCARNATION)).id, NOW_MS)
+        await opened(keys)
+        await keys.deny((await opened(keys)).id, NOW_MS)
 
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
@@ -72,7 +69,7 @@ class TestFolder:
         assert set(modes.values()) == {0o600}
 
     async def test_no_service_key_and_no_root_key_lies_open_in_the_database(self, keys, folder):
-        space = await opened(keys, INCARNATION, epochs=2)
+        space = await opened(keys, epochs=2)
         pending, _ = await space.pend(keys)
         secrets = [epoch.service_key.expose() for epoch in (*space.epochs.values(), pending)]
 
@@ -82,7 +79,7 @@ class TestFolder:
 
     async def test_a_second_key_service_on_the_folder_is_refused(self, keys, folder):
         with pytest.raises(StoreError, match="another key service"):
-            LocalKeyService.open(folder, INCARNATION)
+            LocalKeyService.open(folder)
 
         again = await reopen(keys, folder)
         await again.close()
@@ -94,57 +91,57 @@ class TestFolder:
         change(folder, "PRAGMA user_version = 99")
 
         with pytest.raises(UpdateNeededError):
-            LocalKeyService.open(folder, INCARNATION)
+            LocalKeyService.open(folder)
 
 
 class TestRootKey:
     async def test_a_missing_root_key_is_never_made_anew_for_an_existing_database(self, keys, folder):
-        await opened(keys, INCARNATION)
+        await opened(keys)
         await keys.close()
         root = (folder / "root.key").read_bytes()
         (folder / "root.key").unlink()
 
         with pytest.raises(StoreError, match="root key"):
-            LocalKeyService.open(folder, INCARNATION)
+            LocalKeyService.open(folder)
 
         assert not (folder / "root.key").exists()
         (folder / "root.key").touch(mode=0o600)
         (folder / "root.key").write_bytes(root)
-        await LocalKeyService.open(folder, INCARNATION).close()
+        await LocalKeyService.open(folder).close()
 
     async def test_the_root_key_of_another_database_is_refused(self, keys, folder, tmp_path):
-        other = LocalKeyService.open(tmp_path / "other", INCARNATION)
+        other = LocalKeyService.open(tmp_path / "other")
         await other.close()
         await keys.close()
         os.replace(tmp_path / "other" / "root.key", folder / "root.key")
 
         with pytest.raises(StoreError, match="another root key"):
-            LocalKeyService.open(folder, INCARNATION)
+            LocalKeyService.open(folder)
 
     async def test_a_root_key_that_others_may_read_is_refused(self, keys, folder):
         await keys.close()
         (folder / "root.key").chmod(0o640)
 
         with pytest.raises(StoreError, match="chmod 600"):
-            LocalKeyService.open(folder, INCARNATION)
+            LocalKeyService.open(folder)
 
     async def test_a_damaged_root_key_is_refused(self, keys, folder):
         await keys.close()
         for damaged in (b"", b"{}", b'{"active":2,"keys":{"1":"AAAA"}}'):
             (folder / "root.key").write_bytes(damaged)
             with pytest.raises(StoreError, match="damaged"):
-                LocalKeyService.open(folder, INCARNATION)
+                LocalKeyService.open(folder)
 
     async def test_the_root_key_may_lie_elsewhere(self, folder, tmp_path):
         place = tmp_path / "elsewhere.key"
-        keys = LocalKeyService.open(folder, INCARNATION, KeyServiceSettings(root_key_file=str(place)))
+        keys = LocalKeyService.open(folder, KeyServiceSettings(root_key_file=str(place)))
         await keys.close()
 
         assert place.exists()
         assert not (folder / "root.key").exists()
 
     async def test_keys_survive_a_rotation_and_the_end_of_the_old_version(self, keys, folder):
-        space = await opened(keys, INCARNATION, epochs=2)
+        space = await opened(keys, epochs=2)
         pending, _ = await space.pend(keys)
 
         assert await keys.rotate_root_key() == 3
@@ -159,7 +156,7 @@ class TestRootKey:
         await again.close()
 
     async def test_a_wrapped_key_is_bound_to_its_space_and_epoch(self, keys, folder):
-        space = await opened(keys, INCARNATION, epochs=2)
+        space = await opened(keys, epochs=2)
         change(folder, "UPDATE keys SET wrapped = (SELECT k.wrapped FROM keys k WHERE k.epoch = 3 - keys.epoch)")
 
         with pytest.raises(StoreError):
@@ -168,7 +165,7 @@ class TestRootKey:
 
 class TestLedger:
     async def test_it_records_every_grant_and_refusal(self, keys):
-        space, stranger = await opened(keys, INCARNATION), await registered(keys)
+        space, stranger = await opened(keys), await registered(keys)
         leases = await lease(keys, space.owner, space.id, 1)
         with pytest.raises(LeaseRefusedError):
             await lease(keys, stranger, space.id, 1)
@@ -220,7 +217,7 @@ class TestLedger:
     async def test_a_ledger_built_anew_by_the_rules_is_noticed(self, keys, folder, tmp_path):
         """Whoever holds only the database can compute every hash, but not the head's proof."""
         await ledger_of_five(keys)
-        other = LocalKeyService.open(tmp_path / "other", INCARNATION)
+        other = LocalKeyService.open(tmp_path / "other")
         await ledger_of_five(other)
         await other.close()
         change(
@@ -259,7 +256,7 @@ class TestLedger:
 
 class TestRestart:
     async def test_pending_keys_logs_and_leases_survive(self, keys, folder):
-        space = await opened(keys, INCARNATION)
+        space = await opened(keys)
         pending, _ = await space.pend(keys)
         again = await reopen(keys, folder)
 
@@ -269,21 +266,20 @@ class TestRestart:
         await again.close()
 
     async def test_a_request_is_not_taken_again_after_a_restart(self, keys, folder):
-        space = await opened(keys, INCARNATION)
-        account, device = space.owner.keys.account, space.owner.device.device
+        space = await opened(keys)
         request = space.owner.lease_request(space.id, 1)
-        await keys.lease(account, device, request, NOW_MS)
+        await keys.lease(space.owner.asking(), request)
         again = await reopen(keys, folder)
 
         with pytest.raises(ChallengeError):
-            await again.lease(account, device, request, NOW_MS + 1)
+            await again.lease(space.owner.asking(NOW_MS + 1), request)
         await again.close()
 
     async def test_a_stored_log_that_was_altered_is_noticed(self, keys, folder):
-        space = await opened(keys, INCARNATION)
+        space = await opened(keys)
         await keys.close()
         change(folder, "UPDATE entries SET sig = zeroblob(64) WHERE seq = 2")
-        again = LocalKeyService.open(folder, INCARNATION)
+        again = LocalKeyService.open(folder)
 
         with pytest.raises(StoreError, match="does not replay"):
             await lease(again, space.owner, space.id, 1)
@@ -292,7 +288,7 @@ class TestRestart:
 
 class TestDeny:
     async def test_a_denied_space_gets_no_key_ever_again(self, keys, folder):
-        space, other = await opened(keys, INCARNATION), await opened(keys, INCARNATION)
+        space, other = await opened(keys), await opened(keys)
         pending, _ = await space.pend(keys)
         await keys.deny(space.id, NOW_MS)
         await keys.deny(space.id, NOW_MS)
@@ -312,29 +308,29 @@ class TestDeny:
         await again.close()
 
     async def test_a_backup_of_the_database_does_not_bring_it_back(self, keys, folder):
-        space = await opened(keys, INCARNATION)
+        space = await opened(keys)
         await keys.close()
         backup = (folder / "keyservice.db").read_bytes()
-        again = LocalKeyService.open(folder, INCARNATION)
+        again = LocalKeyService.open(folder)
         await again.deny(space.id, NOW_MS)
         await again.close()
         (folder / "keyservice.db").write_bytes(backup)
 
-        restored = LocalKeyService.open(folder, INCARNATION)
+        restored = LocalKeyService.open(folder)
         with pytest.raises(LeaseRefusedError):
             await lease(restored, space.owner, space.id, 1)
         await restored.close()
 
     async def test_a_line_that_was_cut_short_denies_nobody(self, keys, folder):
-        space = await opened(keys, INCARNATION)
+        space = await opened(keys)
         await keys.close()
         (folder / "denied.txt").write_text(bytes(16).hex() + "\n" + space.id.hex()[:10])
-        again = LocalKeyService.open(folder, INCARNATION)
+        again = LocalKeyService.open(folder)
         assert len((await lease(again, space.owner, space.id, 1)).grants) == 1
         await again.deny(space.id, NOW_MS)
         await again.close()
 
-        last = LocalKeyService.open(folder, INCARNATION)
+        last = LocalKeyService.open(folder)
         with pytest.raises(LeaseRefusedError):
             await lease(last, space.owner, space.id, 1)
         await last.close()
@@ -342,8 +338,8 @@ class TestDeny:
 
 class TestLimits:
     async def test_requests_of_a_device(self, folder):
-        keys = LocalKeyService.open(folder, INCARNATION, KeyServiceSettings(requests_burst=3, requests_per_second=2.0))
-        space, other = await opened(keys, INCARNATION), await opened(keys, INCARNATION)
+        keys = LocalKeyService.open(folder, KeyServiceSettings(requests_burst=3, requests_per_second=2.0))
+        space, other = await opened(keys), await opened(keys)
         for _ in range(2):
             await lease(keys, space.owner, space.id, 1)
 
@@ -357,7 +353,7 @@ class TestLimits:
         await keys.close()
 
     async def test_candidates_of_a_signer(self, keys):
-        space = OwnedSpace(await registered(keys), INCARNATION)
+        space = OwnedSpace(await registered(keys))
         pending = [(await space.pend(keys))[0] for _ in range(17)]
 
         entries = [*space.entries, space.epoch_entry(pending[0])]
@@ -367,11 +363,10 @@ class TestLimits:
 
     @pytest.mark.parametrize(("later_ms", "is_kept"), [(PENDING_KEPT_MS, True), (PENDING_KEPT_MS + 1, False)])
     async def test_how_long_candidates_are_kept(self, keys, later_ms, is_kept):
-        space, other = OwnedSpace(await registered(keys), INCARNATION), OwnedSpace(await registered(keys), INCARNATION)
+        space, other = OwnedSpace(await registered(keys)), OwnedSpace(await registered(keys))
         pending, _ = await space.pend(keys)
         request = other.owner.pending_request(other.id, 1, other.entries[0], time_ms=NOW_MS + later_ms)
-        owner = other.owner
-        await keys.create_pending(owner.keys.account, owner.device.device, request, NOW_MS + later_ms)
+        await keys.create_pending(other.owner.asking(NOW_MS + later_ms), request)
         entries = [*space.entries, space.epoch_entry(pending)]
 
         if is_kept:
@@ -407,7 +402,7 @@ class TestLimits:
 
     async def test_logs_are_replayed_again_after_they_left_memory(self, keys, monkeypatch):
         monkeypatch.setattr("twinlock.keyservice.logs.STATES_CACHED_MAX", 1)
-        spaces = [await opened(keys, INCARNATION) for _ in range(3)]
+        spaces = [await opened(keys) for _ in range(3)]
 
         for space in spaces:
             assert len((await lease(keys, space.owner, space.id, 1)).grants) == 1

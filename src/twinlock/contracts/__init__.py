@@ -3,12 +3,13 @@
 from twinlock.contracts.broker import Broker, Receiver
 from twinlock.contracts.chains import AppendPlan, plan_append
 from twinlock.contracts.directory import Change, Directory, Record, check_record
-from twinlock.contracts.keys import KeyService
+from twinlock.contracts.keys import Asking, KeyService
 from twinlock.contracts.log import Append, DeviceHead, Log, Outcome, SpaceState
 
 __all__ = [
     "Append",
     "AppendPlan",
+    "Asking",
     "Broker",
     "Change",
     "DeviceHead",

@@ -5,9 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from twinlock.ids import AccountId, DeviceId, LogId
+import msgspec
+
+from twinlock.ids import AccountId, DeviceId, Incarnation, LogId
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
 from twinlock.protocol.frames import Lease, Leases
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """Who asks for a service key, as the server's session proved it, and what the answer is bound to.
+
+    A key service of its own takes the time from its own clock and leaves `now_ms` aside.
+    """
+
+    account: AccountId
+    device: DeviceId
+    incarnation: Incarnation
+    now_ms: int
 
 
 class KeyService(ABC):
@@ -38,9 +52,7 @@ class KeyService(ABC):
         """Return the entries of a log after the first `after_seq`, all of them (empty where there is none)."""
 
     @abstractmethod
-    async def create_pending(
-        self, account: AccountId, device: DeviceId, request: CreatePending, now_ms: int
-    ) -> CreatePendingResult:
+    async def create_pending(self, asking: Asking, request: CreatePending) -> CreatePendingResult:
         """Make a fresh service key for a coming epoch, store it durably, and seal it to the device that asked.
 
         Raises:
@@ -50,7 +62,7 @@ class KeyService(ABC):
         """
 
     @abstractmethod
-    async def lease(self, account: AccountId, device: DeviceId, request: Lease, now_ms: int) -> Leases:
+    async def lease(self, asking: Asking, request: Lease) -> Leases:
         """Release service keys, sealed to the device; every grant goes to the ledger.
 
         Raises:

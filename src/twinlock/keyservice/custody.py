@@ -11,8 +11,9 @@ from typing import NoReturn
 
 import msgspec
 
+from twinlock.contracts.keys import Asking
 from twinlock.errors import LeaseRefusedError, LogInvalidError
-from twinlock.ids import AccountId, DeviceId, Epoch, Incarnation, LogId, SpaceId
+from twinlock.ids import Epoch, LogId, SpaceId
 from twinlock.keyservice.deny_list import DenyList
 from twinlock.keyservice.key_store import KeyStore
 from twinlock.keyservice.ledger import Ledger, LedgerRecord
@@ -31,7 +32,7 @@ HOUR_MS = 3_600_000
 class Custody:
     """Decides over logs, candidates and leases, on the parts that it is given."""
 
-    __slots__ = ("_denied", "_gate", "_incarnation", "_keys", "_ledger", "_logs")
+    __slots__ = ("_denied", "_gate", "_keys", "_ledger", "_logs")
 
     def __init__(
         self,
@@ -40,14 +41,12 @@ class Custody:
         ledger: Ledger,
         gate: RequestGate,
         denied: DenyList,
-        incarnation: Incarnation,
     ) -> None:
         self._logs = logs
         self._keys = keys
         self._ledger = ledger
         self._gate = gate
         self._denied = denied
-        self._incarnation = incarnation
 
     def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
         """Check entries by the rules of their log, store them, and return the new head."""
@@ -64,16 +63,16 @@ class Custody:
             self._keys.promote(SpaceId(log), epoch, candidate)
         return LogHead(after.seq, after.head)
 
-    def create_pending(
-        self, account: AccountId, device: DeviceId, request: CreatePending, now_ms: int
-    ) -> CreatePendingResult:
+    def create_pending(self, asking: Asking, request: CreatePending) -> CreatePendingResult:
         """Make a candidate for a coming epoch and seal it to the device that asked."""
         check_form(request.space, [request.epoch], request.nonce, request.time_ms)
-        message = pending_message(request.space, request.epoch, request.nonce, request.time_ms, account, device)
-        asker = self._ask(account, device, request, message, now_ms)
-        record = LedgerRecord(now_ms, "pending", request.space.hex(), account.hex(), device.hex(), [request.epoch])
+        message = pending_message(
+            request.space, request.epoch, request.nonce, request.time_ms, asking.account, asking.device
+        )
+        asker = self._ask(asking, request, message)
+        record = _record("pending", asking, request.space, [request.epoch])
         space = self._space_of_pending(request)
-        role = None if space is None else space.role_of(account)
+        role = None if space is None else space.role_of(asking.account)
         if asker.revoked:
             self._refuse(record, "the device was revoked")
         if request.space in self._denied:
@@ -83,27 +82,29 @@ class Custody:
         if request.epoch != space.epoch + 1:
             self._refuse(record, f"epoch {request.epoch} does not follow epoch {space.epoch}")
         key = ServiceKey.generate()
-        not_after_ms = _not_after(space, now_ms)
-        grant = self._grant(asker, request.space, request.epoch, key, not_after_ms, request.nonce)
-        commit = self._keys.add_pending(request.space, request.epoch, account, key, now_ms)
-        self._ledger.append(msgspec.structs.replace(record, not_after_ms=not_after_ms))
+        binding = _Binding(request.space, asking, _not_after(space, asking.now_ms), request.nonce)
+        grant = _grant(asker, binding, request.epoch, key)
+        commit = self._keys.add_pending(request.space, request.epoch, asking.account, key, asking.now_ms)
+        self._ledger.append(msgspec.structs.replace(record, not_after_ms=binding.not_after_ms))
         return CreatePendingResult(commit, grant)
 
-    def lease(self, account: AccountId, device: DeviceId, request: Lease, now_ms: int) -> Leases:
+    def lease(self, asking: Asking, request: Lease) -> Leases:
         """Seal the service keys of some epochs to the device that asked."""
         check_form(request.space, request.epochs, request.nonce, request.time_ms)
-        message = lease_message(request.space, request.epochs, request.nonce, request.time_ms, account, device)
-        asker = self._ask(account, device, request, message, now_ms)
-        record = LedgerRecord(now_ms, "lease", request.space.hex(), account.hex(), device.hex(), list(request.epochs))
+        message = lease_message(
+            request.space, request.epochs, request.nonce, request.time_ms, asking.account, asking.device
+        )
+        asker = self._ask(asking, request, message)
+        record = _record("lease", asking, request.space, request.epochs)
         space = self._space_of_lease(asker, request.space, record)
         keys = {epoch: self._keys.get(request.space, epoch) for epoch in request.epochs}
-        not_after_ms = _not_after(space, now_ms)
+        binding = _Binding(request.space, asking, _not_after(space, asking.now_ms), request.nonce)
         grants = []
         for epoch, key in keys.items():
             if key is None:
                 self._refuse(record, f"there is no epoch {epoch}")
-            grants.append(self._grant(asker, request.space, epoch, key, not_after_ms, request.nonce))
-        self._ledger.append(msgspec.structs.replace(record, not_after_ms=not_after_ms))
+            grants.append(_grant(asker, binding, epoch, key))
+        self._ledger.append(msgspec.structs.replace(record, not_after_ms=binding.not_after_ms))
         heads = (space.seq, space.head, asker.account.seq, asker.account.head)
         return Leases(request.space, request.nonce, grants, *heads)
 
@@ -113,11 +114,9 @@ class Custody:
         self._keys.delete(space)
         self._ledger.append(LedgerRecord(now_ms, "denied", space.hex()))
 
-    def _ask(
-        self, account: AccountId, device: DeviceId, request: Lease | CreatePending, message: bytes, now_ms: int
-    ) -> Asker:
+    def _ask(self, asking: Asking, request: Lease | CreatePending, message: bytes) -> Asker:
         proof = Proof(request.nonce, request.time_ms, request.signature, message)
-        return self._gate.check(account, device, proof, now_ms)
+        return self._gate.check(asking.account, asking.device, proof, asking.now_ms)
 
     def _candidates_of(self, before: LogState | None, after: LogState) -> dict[Epoch, int]:
         """Return the candidate that each new epoch takes up.
@@ -159,18 +158,31 @@ class Custody:
             self._refuse(record, "the account has no role that reads this space")
         return state
 
-    def _grant(
-        self, asker: Asker, space: SpaceId, epoch: Epoch, key: ServiceKey, not_after_ms: int, nonce: bytes
-    ) -> Grant:
-        info = lease_info(space, epoch, asker.device, not_after_ms, self._incarnation, nonce)
-        try:
-            return Grant(epoch, not_after_ms, hpke.seal(asker.record.kem_pk, key.expose(), info))
-        except ValueError as exc:
-            raise LeaseRefusedError("the device's key cannot be sealed to") from exc
-
     def _refuse(self, record: LedgerRecord, reason: str) -> NoReturn:
         self._ledger.append(msgspec.structs.replace(record, refused=reason))
         raise LeaseRefusedError(reason)
+
+
+class _Binding(msgspec.Struct, frozen=True):
+    """What all grants of one answer are bound to."""
+
+    space: SpaceId
+    asking: Asking
+    not_after_ms: int
+    nonce: bytes
+
+
+def _grant(asker: Asker, binding: _Binding, epoch: Epoch, key: ServiceKey) -> Grant:
+    asking = binding.asking
+    info = lease_info(binding.space, epoch, asking.device, binding.not_after_ms, asking.incarnation, binding.nonce)
+    try:
+        return Grant(epoch, binding.not_after_ms, hpke.seal(asker.record.kem_pk, key.expose(), info))
+    except ValueError as exc:
+        raise LeaseRefusedError("the device's key cannot be sealed to") from exc
+
+
+def _record(event: str, asking: Asking, space: SpaceId, epochs: Sequence[Epoch]) -> LedgerRecord:
+    return LedgerRecord(asking.now_ms, event, space.hex(), asking.account.hex(), asking.device.hex(), list(epochs))
 
 
 def _not_after(space: SpaceLogState, now_ms: int) -> int:

@@ -7,11 +7,9 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
-
-from twinlock.contracts.keys import KeyService
+from twinlock.contracts.keys import Asking, KeyService
 from twinlock.errors import StoreError
-from twinlock.ids import AccountId, DeviceId, Incarnation, LogId, SpaceId
+from twinlock.ids import LogId, SpaceId
 from twinlock.keyservice.custody import Custody
 from twinlock.keyservice.database import lock_database, meta, open_database
 from twinlock.keyservice.deny_list import DenyList
@@ -20,22 +18,17 @@ from twinlock.keyservice.ledger import Ledger, LedgerRecord, LedgerReport
 from twinlock.keyservice.logs import SignedLogs
 from twinlock.keyservice.rates import RateLimit
 from twinlock.keyservice.requests import RequestGate
+from twinlock.keyservice.settings import KeyServiceSettings
 from twinlock.keyservice.worker import Worker
 from twinlock.keyservice.wrapper import KeyWrapper
-from twinlock.keyservice.wrapper_file import FileKeyWrapper
+from twinlock.keyservice.wrappers import open_wrapper
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
 from twinlock.protocol.frames import Lease, Leases
 from twinlock.protocol.labels import label
 
+DATABASE_NAME = "keyservice.db"
+DENY_LIST_NAME = "denied.txt"
 _LEDGER_KEY_BYTES = 32
-
-
-class KeyServiceSettings(msgspec.Struct, frozen=True):
-    """How a key service runs. An empty `root_key_file` means `root.key` in its folder."""
-
-    root_key_file: str = ""
-    requests_burst: int = 1024
-    requests_per_second: float = 4.0
 
 
 class LocalKeyService(KeyService):
@@ -53,12 +46,12 @@ class LocalKeyService(KeyService):
         "_wrapper",
     )
 
-    def __init__(self, folder: Path, lock: int, incarnation: Incarnation, settings: KeyServiceSettings) -> None:
+    def __init__(self, folder: Path, lock: int, settings: KeyServiceSettings, wrapper: KeyWrapper | None) -> None:
         self._lock = lock
-        connection, is_new = open_database(folder / "keyservice.db")
+        connection, is_new = open_database(folder / DATABASE_NAME)
         try:
-            denied = DenyList(folder / "denied.txt")
-            self._wrapper = _open_wrapper(Path(settings.root_key_file or folder / "root.key"), is_new)
+            denied = DenyList(Path(settings.deny_list_file or folder / DENY_LIST_NAME))
+            self._wrapper = wrapper or open_wrapper(settings, folder, is_new)
             keyservice_id = meta(connection, "keyservice_id")
             ledger_key = _ledger_key(connection, self._wrapper, keyservice_id, is_new)
             self._ledger = Ledger(connection, ledger_key)
@@ -73,17 +66,17 @@ class LocalKeyService(KeyService):
         self._keyservice_id = keyservice_id
         self._keys = KeyStore(connection, self._wrapper, keyservice_id)
         gate = RequestGate(connection, self._logs, RateLimit(settings.requests_burst, settings.requests_per_second))
-        self._custody = Custody(self._logs, self._keys, self._ledger, gate, denied, incarnation)
+        self._custody = Custody(self._logs, self._keys, self._ledger, gate, denied)
         self._worker = Worker(connection, self._forget)
 
     @classmethod
     def open(
         cls,
         folder: str | os.PathLike[str],
-        incarnation: Incarnation,
         settings: KeyServiceSettings | None = None,
+        wrapper: KeyWrapper | None = None,
     ) -> LocalKeyService:
-        """Open or create a key service; `incarnation` is that of the server's log, which leases are bound to.
+        """Open or create a key service, with the given wrapper or the one that the settings name.
 
         Raises:
             StoreError: the folder cannot be used, another process has it, or the root key is not the one that
@@ -93,11 +86,11 @@ class LocalKeyService(KeyService):
         path = Path(folder)
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = lock_database(path / "keyservice.db")
+            lock = lock_database(path / DATABASE_NAME)
         except OSError as exc:
             raise StoreError(f"{path.name}: {exc.strerror}") from exc
         try:
-            return cls(path, lock, incarnation, settings or KeyServiceSettings())
+            return cls(path, lock, settings or KeyServiceSettings(), wrapper)
         except BaseException:
             os.close(lock)
             raise
@@ -110,15 +103,13 @@ class LocalKeyService(KeyService):
         """Return the entries of a log after the first `after_seq`."""
         return await self._worker.run(lambda: self._logs.read(log, after_seq))
 
-    async def create_pending(
-        self, account: AccountId, device: DeviceId, request: CreatePending, now_ms: int
-    ) -> CreatePendingResult:
+    async def create_pending(self, asking: Asking, request: CreatePending) -> CreatePendingResult:
         """Make a fresh service key for a coming epoch, store it durably, and seal it to the device that asked."""
-        return await self._worker.run(lambda: self._custody.create_pending(account, device, request, now_ms))
+        return await self._worker.run(lambda: self._custody.create_pending(asking, request))
 
-    async def lease(self, account: AccountId, device: DeviceId, request: Lease, now_ms: int) -> Leases:
+    async def lease(self, asking: Asking, request: Lease) -> Leases:
         """Release service keys, sealed to the device; every grant is in the ledger before it is returned."""
-        return await self._worker.run(lambda: self._custody.lease(account, device, request, now_ms))
+        return await self._worker.run(lambda: self._custody.lease(asking, request))
 
     async def deny(self, space: SpaceId, now_ms: int) -> None:
         """Release no key of a space ever again; its keys are deleted."""
@@ -165,13 +156,6 @@ class LocalKeyService(KeyService):
     def _forget(self) -> None:
         self._logs.forget()
         self._ledger.reload()
-
-
-def _open_wrapper(path: Path, is_new: bool) -> KeyWrapper:
-    # A missing file beside a database that exists is an accident to be mended, not a reason to make another key.
-    if is_new and not path.exists():
-        return FileKeyWrapper.create(path)
-    return FileKeyWrapper.load(path)
 
 
 def _ledger_key(connection: sqlite3.Connection, wrapper: KeyWrapper, keyservice_id: bytes, is_new: bool) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 
+from twinlock.contracts import Asking
 from twinlock.errors import (
     InternalError,
     OverloadedError,
@@ -312,7 +313,8 @@ class Dispatcher:
         author, services = peer.author, self._services
         assert author is not None
         try:
-            leases = await services.keys.lease(author.account, author.device, request, services.now_ms())
+            asking = Asking(author.account, author.device, services.log.incarnation, services.now_ms())
+            leases = await services.keys.lease(asking, request)
         except TwinlockError as error:
             leases = Leases(
                 request.space, request.nonce, [], 0, b"", 0, b"", error.code, error.detail, error.retry_after_ms

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from twinlock.contracts import Directory, KeyService, Log, SpaceState
+from twinlock.contracts import Asking, Directory, KeyService, Log, SpaceState
 from twinlock.errors import (
     CutRefusedError,
     IncarnationError,
@@ -149,7 +149,8 @@ class Spaces:
 
     async def _pending(self, peer: Peer, request: CreatePending) -> CreatePendingResult:
         author = _author(peer)
-        return await self._keys.create_pending(author.account, author.device, request, self._now_ms())
+        asking = Asking(author.account, author.device, self._log.incarnation, self._now_ms())
+        return await self._keys.create_pending(asking, request)
 
     async def _cut(self, peer: Peer, request: Cut) -> CutResult:
         space = await self._for_cut(peer, request)

@@ -42,7 +42,7 @@ async def _open_in_folder(folder: Path) -> Stores:
     secrets = open_secrets(folder)
     engine = SqliteEngine.open(folder / DATABASE_NAME)
     try:
-        keys = LocalKeyService.open(folder / KEY_SERVICE_FOLDER, engine.log.incarnation)
+        keys = LocalKeyService.open(folder / KEY_SERVICE_FOLDER)
     except BaseException:
         await engine.close()
         raise
@@ -58,7 +58,7 @@ async def _open_in_memory() -> Stores:
     log = MemoryLog()
     # The key service knows only files; these live as long as the process.
     folder = TemporaryDirectory(prefix="twinlock-")
-    keys = LocalKeyService.open(folder.name, log.incarnation)
+    keys = LocalKeyService.open(folder.name)
 
     async def close() -> None:
         await keys.close()

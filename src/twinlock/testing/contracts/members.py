@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-from twinlock.contracts.keys import KeyService
-from twinlock.ids import Epoch, Incarnation, LogId, SpaceId
+from twinlock.contracts.keys import Asking, KeyService
+from twinlock.ids import AccountId, DeviceId, Epoch, Incarnation, LogId, SpaceId
 from twinlock.protocol import hpke
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, SignedEntry
@@ -18,7 +18,13 @@ from twinlock.sealing.space_keys import EpochKeys, make_epoch
 from twinlock.sealing.suite import MemberKey, ServiceKey
 
 NOW_MS = 1_700_000_000_000
+INCARNATION = Incarnation(bytes(range(16)))
 NONCE_BYTES = 16
+
+
+def asking_as(account: AccountId, device: DeviceId, now_ms: int = NOW_MS) -> Asking:
+    """Return who asks, as the server tells the key service."""
+    return Asking(account, device, INCARNATION, now_ms)
 
 
 class Person:
@@ -50,6 +56,10 @@ class Person:
         """Hand the key service whatever it does not have of the log."""
         await keys.append_log(LogId(self.keys.account), 0, self.entries)
 
+    def asking(self, now_ms: int = NOW_MS) -> Asking:
+        """Return this device as the one that asks."""
+        return asking_as(self.keys.account, self.device.device, now_ms)
+
     def pending_request(
         self, space: SpaceId, epoch: int, genesis: SignedEntry | None = None, time_ms: int = NOW_MS
     ) -> CreatePending:
@@ -65,7 +75,7 @@ class Person:
         message = lease_message(space, wanted, nonce, time_ms, self.keys.account, self.device.device)
         return Lease(space, wanted, nonce, time_ms, self.device.sign.sign(message))
 
-    def open(self, space: SpaceId, grant: Grant, nonce: bytes, incarnation: Incarnation) -> bytes:
+    def open(self, space: SpaceId, grant: Grant, nonce: bytes, incarnation: Incarnation = INCARNATION) -> bytes:
         """Return the service key that a grant holds for this device."""
         info = lease_info(space, grant.epoch, self.device.device, grant.not_after_ms, incarnation, nonce)
         return hpke.open_sealed(self.device.kem, grant.sealed, info)
@@ -74,9 +84,8 @@ class Person:
 class OwnedSpace:
     """A space of one owner, epoch by epoch, as far as this side has made it."""
 
-    def __init__(self, owner: Person, incarnation: Incarnation) -> None:
+    def __init__(self, owner: Person) -> None:
         self.owner = owner
-        self.incarnation = incarnation
         self.entries = [space_genesis(owner.keys, 0, os.urandom)]
         self.epochs: dict[int, EpochKeys] = {}
 
@@ -103,8 +112,8 @@ class OwnedSpace:
         """Have the key of the next epoch made, and join it with a member key."""
         epoch = self.state.epoch + 1
         request = self.request(epoch)
-        result = await keys.create_pending(self.owner.keys.account, self.owner.device.device, request, now_ms)
-        service_key = ServiceKey(self.owner.open(self.id, result.grant, request.nonce, self.incarnation))
+        result = await keys.create_pending(self.owner.asking(now_ms), request)
+        service_key = ServiceKey(self.owner.open(self.id, result.grant, request.nonce))
         return make_epoch(self.id, Epoch(epoch), service_key, os.urandom), result
 
     def epoch_entry(self, epoch_keys: EpochKeys, signer: Person | None = None) -> SignedEntry:
