@@ -61,6 +61,10 @@ class AccountKeys(KeyPairs):
         super().__init__(raw)
         self.account: AccountId = account_id_of(self.sign_pk)
 
+    def with_kem(self, kem: X25519PrivateKey) -> AccountKeys:
+        """Return the keys of the same account after its `kem` key was replaced."""
+        return AccountKeys(self.expose()[:SECRET_BYTES] + kem.private_bytes_raw())
+
 
 class DeviceKeys(KeyPairs):
     """`device_sign` and `device_kem`: made on the device, never leave it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
 from typing import NoReturn
@@ -24,6 +25,7 @@ from twinlock.protocol.names import account_name
 from twinlock.sealing.boxes import open_box, seal_box
 from twinlock.sealing.derive import kdf, normal, store_mac, stretch
 from twinlock.sealing.identity import AccountKeys
+from twinlock.sealing.letters import spell, unspell
 from twinlock.sealing.suite import Entropy, StoreKey
 
 PASSWORD_ITERATIONS_MIN = 1_000_000
@@ -40,8 +42,7 @@ KIND_KIT = "recovery_kit"
 KDF_PASSWORD = "pbkdf2-sha256"  # noqa: S105  (the name of a derivation, no secret)
 KDF_KIT = "hkdf-sha256"
 
-_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_MISREAD = str.maketrans({"I": "1", "L": "1", "O": "0", "-": None, " ": None})
+_QR_START = "twinlock:kit?"
 _KIT_BYTES = 16
 _KIT_LETTERS = 28
 _KIT_CHECK_BITS = 12
@@ -63,17 +64,16 @@ class RecoveryKit:
 
     @classmethod
     def parse(cls, text: str) -> RecoveryKit:
-        """Read the 28 letters that a person typed; case, spaces, hyphens and I, L, O do not matter.
+        """Read the 28 letters that a person typed, or the text of a kit's QR code.
+
+        Case, spaces, hyphens and I, L, O in the letters do not matter.
 
         Raises:
             RecoveryKitError: a letter is wrong, missing or too many.
         """
-        letters = text.upper().translate(_MISREAD).strip()
-        if len(letters) != _KIT_LETTERS or not set(letters) <= set(_CROCKFORD):
+        number = unspell(_letters_of(text), _KIT_LETTERS)
+        if number is None:
             raise RecoveryKitError
-        number = 0
-        for letter in letters:
-            number = number << 5 | _CROCKFORD.index(letter)
         raw = (number >> _KIT_CHECK_BITS).to_bytes(_KIT_BYTES, "big")
         if number & ((1 << _KIT_CHECK_BITS) - 1) != _kit_check(raw):
             raise RecoveryKitError
@@ -85,14 +85,25 @@ class RecoveryKit:
 
     def __str__(self) -> str:
         number = int.from_bytes(self._raw, "big") << _KIT_CHECK_BITS | _kit_check(self._raw)
-        letters = "".join(_CROCKFORD[number >> shift & 31] for shift in range(5 * (_KIT_LETTERS - 1), -1, -5))
-        return "-".join(letters[start : start + 4] for start in range(0, _KIT_LETTERS, 4))
+        return spell(number, _KIT_LETTERS)
 
     def __repr__(self) -> str:
         return "RecoveryKit(hidden)"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a recovery kit is not to be written anywhere")
+
+
+def kit_qr(kit: RecoveryKit, origin: str, server_id: bytes, name: str) -> str:
+    """Return the text of a kit's QR code: the letters, and the account and the server that they are for."""
+    server = base64.urlsafe_b64encode(server_id).rstrip(b"=").decode("ascii")
+    # Readers of such texts take a bare plus for a space.
+    return f"{_QR_START}origin={origin}&server={server}&name={name.replace('+', '%2B')}&kit={kit}"
+
+
+def _letters_of(text: str) -> str:
+    _, starts, query = text.strip().partition(_QR_START)
+    return dict(part.partition("=")[::2] for part in query.split("&")).get("kit", "") if starts else text
 
 
 class UnlockKeys:
