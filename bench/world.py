@@ -23,7 +23,8 @@ from twinlock.protocol.calls import (
     SignedEntry,
 )
 from twinlock.protocol.client import ClientIdentity
-from twinlock.protocol.space_log import SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
 from twinlock.sealing.space_entries import epoch_entry, space_genesis
 from twinlock.sealing.space_keys import make_epoch, wrap_member_key

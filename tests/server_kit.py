@@ -43,7 +43,8 @@ from twinlock.protocol.frames import (
 )
 from twinlock.protocol.labels import label
 from twinlock.protocol.limits import FRAME_BYTES_MAX
-from twinlock.protocol.space_log import SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
 from twinlock.sealing.space_entries import epoch_entry, space_genesis
 from twinlock.sealing.space_keys import EpochKeys, make_epoch, wrap_member_key

@@ -49,7 +49,8 @@ packed = msgspec.msgpack.Encoder().encode
 def described(frame: Frame) -> Case:
     """Return a frame's name, sender and fields as they stand in a vector."""
     tag, *fields = msgspec.msgpack.decode(encode(frame))
-    names = [field.name for field in msgspec.structs.fields(type(frame))]
+    # A hello without a token is written without the field.
+    names = [field.name for field in msgspec.structs.fields(type(frame))][: len(fields)]
     return {
         "from": "client" if type(frame) in CLIENT_KINDS else "server",
         "frame": type(frame).__name__.lower(),
@@ -62,6 +63,7 @@ FRAMES: dict[str, Frame] = {
     "challenge": Challenge(NONCE, HASH, INCARNATION, NOW_MS),
     "hello": Hello(NONCE, "wss://sync.example:443", ACCOUNT, DEVICE, SIGNATURE, b"ticket"),
     "hello without a device": Hello(NONCE, "ws://127.0.0.1:7350", b"", b"", b""),
+    "hello with a token": Hello(NONCE, "wss://sync.example:443", ACCOUNT, DEVICE, SIGNATURE, b"", "header.body.sig"),
     "welcome": Welcome(SIGNATURE, NOW_MS, (1 << 63) - 1, {"push_envelopes_max": 64, "push_bytes_max": 4194304}, b"t"),
     "attach": Attach(SPACE, INCARNATION, 70_000),
     "the first attach": Attach(SPACE, b"", 0),

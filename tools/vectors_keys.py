@@ -331,6 +331,20 @@ def signed_proofs() -> Vector:
         {"name": name, **given, "message": made.hex(), "sign_pk": sign_pk, "signature": key.sign(made).hex()}
         for name, made in messages.items()
     ]
+    token = "header.claims.signature"
+    shown = proofs.with_token(messages["hello"], token)
+    with_token: dict[str, object] = {
+        "name": "hello with a token",
+        **given,
+        "token": token,
+        "message": shown.hex(),
+        "sign_pk": sign_pk,
+        "signature": key.sign(shown).hex(),
+    }
+    accept.append(with_token)
+    taking = proofs.pairing_take_message(server, device)
+    signed: dict[str, object] = {"message": taking.hex(), "sign_pk": sign_pk, "signature": key.sign(taking).hex()}
+    accept.append({"name": "pairing-take", **given, **signed})
     lease = proofs.lease_info(space, epoch, device, time_ms, incarnation, first).hex()
     accept.append({"name": "lease", **given, "message": lease})
     accept.append({"name": "b-commit", **given, "message": proofs.b_commit(space, epoch, server).hex()})
@@ -342,6 +356,7 @@ def signed_proofs() -> Vector:
         {**hello, "name": "another message", "message": messages["welcome"].hex(), **refused},
         {**hello, "name": "another key", "sign_pk": bytes(32).hex(), **refused},
         {**hello, "name": "a short signature", "signature": signature[:63].hex(), **refused},
+        {**with_token, "name": "a token that was taken out", "message": messages["hello"].hex(), **refused},
     ]
     return vector("proofs", "sealing.md, sections 6 and 7", accept, reject)
 

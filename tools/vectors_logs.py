@@ -8,7 +8,8 @@ from twinlock.ids import Epoch
 from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.signed_log import FieldValue, encode_body
-from twinlock.protocol.space_log import Role, SpaceLogState, replay_space
+from twinlock.protocol.space_log import Role, SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     DeviceKeys,
     ServiceKey,

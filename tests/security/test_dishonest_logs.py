@@ -22,7 +22,7 @@ from tests.security.dishonest import (
 )
 from twinlock.errors import LogForkError
 from twinlock.protocol.calls import AppendLog, LogHead
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import config_lease_entry
 from twinlock.testing.workload import open_database
 

@@ -30,7 +30,7 @@ from twinlock.protocol.calls import (
 )
 from twinlock.protocol.labels import label, u32
 from twinlock.protocol.proofs import b_commit, server_id_of
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     EpochKeys,
     MemberKey,

@@ -43,7 +43,8 @@ from twinlock.protocol.frames import (
     ServerFrame,
     Welcome,
 )
-from twinlock.protocol.space_log import SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     AccountKeys,
     DeviceKeys,

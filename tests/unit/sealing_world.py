@@ -8,7 +8,8 @@ from twinlock.ids import NO_ENVELOPE, Counter, Epoch, Seq
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.envelope import Envelope, Kind
 from twinlock.protocol.frames import Entry
-from twinlock.protocol.space_log import Role, SpaceLogState, replay_space
+from twinlock.protocol.space_log import Role, SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     AccountKeys,
     ChainReader,

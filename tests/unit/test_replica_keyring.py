@@ -6,7 +6,7 @@ from twinlock.errors import KeyMismatchError, LeaseExpiredError, LeaseRefusedErr
 from twinlock.ids import Epoch, Incarnation
 from twinlock.protocol import hpke, proofs
 from twinlock.protocol.frames import Grant, Leases
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.keyring import CLOCK_BACK_MS_MAX, LEASE_RENEWAL_MS, Keyring
 from twinlock.sealing.space_entries import config_lease_entry, space_genesis
 from twinlock.sealing.suite import ServiceKey

@@ -11,7 +11,7 @@ from twinlock.ids import NO_ENVELOPE, Counter, Epoch, SpaceId
 from twinlock.protocol import hpke
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.proofs import b_commit
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     PAYLOAD_BYTES_MAX,
     MemberKey,

@@ -12,7 +12,8 @@ from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.signed_log import NO_LOG, LogPosition, check_continuation, encode_body
-from twinlock.protocol.space_log import Role, replay_space, space_id_of
+from twinlock.protocol.space_log import Role, space_id_of
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     AccountKeys,
     DeviceKeys,
@@ -352,7 +353,7 @@ def test_a_role_is_raised_but_not_lowered_without_a_cutoff():
 
 @pytest.mark.parametrize(
     ("kind", "fields"),
-    [("remove", {}), ("member", {"role": "emperor"}), ("config", {"lease_hours": 1, "colour": "red"})],
+    [("promote", {}), ("member", {"role": "emperor"}), ("config", {"lease_hours": 1, "colour": "red"})],
 )
 def test_what_a_newer_version_wrote_stops_the_replay(kind, fields):
     world, person = World(), Person("person")

@@ -8,7 +8,7 @@ from twinlock.protocol.frames import ClientFrame, ServerFrame
 
 SCHEMA = {
     "Challenge": (1, "nonce:bytes server_pk:bytes incarnation:bytes server_time_ms:int"),
-    "Hello": (2, "client_nonce:bytes origin:str account:bytes device:bytes signature:bytes ticket:bytes"),
+    "Hello": (2, "client_nonce:bytes origin:str account:bytes device:bytes signature:bytes ticket:bytes token:str"),
     "Welcome": (3, "signature:bytes server_time_ms:int session:int limits:dict[str,int] ticket:bytes"),
     "Attach": (4, "space:bytes incarnation:bytes cursor:int"),
     "Attached": (

@@ -20,7 +20,8 @@ from twinlock.protocol.calls import SignedEntry, UnlockerParamsResult
 from twinlock.protocol.envelope import Header, Kind, envelope_id, parse
 from twinlock.protocol.frames import Entry
 from twinlock.protocol.labels import label, prefixed
-from twinlock.protocol.space_log import EpochRecord, Member, Role, SpaceLogState, replay_space, space_id_of
+from twinlock.protocol.space_log import EpochRecord, Member, Role, SpaceLogState, space_id_of
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     ChainHead,
     ChainReader,
@@ -185,8 +186,11 @@ def check_proofs(case):
     server, incarnation = of(case, "server_id"), Incarnation(of(case, "incarnation"))
     account, device, space = AccountId(of(case, "account")), DeviceId(of(case, "device")), SpaceId(of(case, "space"))
     first, second, epoch = of(case, "server_nonce"), of(case, "client_nonce"), Epoch(case["epoch"])
+    hello = proofs.hello_message(server, case["origin"], incarnation, account, device, first, second)
     made = {
-        "hello": lambda: proofs.hello_message(server, case["origin"], incarnation, account, device, first, second),
+        "hello": lambda: hello,
+        "hello with a token": lambda: proofs.with_token(hello, case["token"]),
+        "pairing-take": lambda: proofs.pairing_take_message(server, device),
         "welcome": lambda: proofs.welcome_message(server, incarnation, first, second, device),
         "welcome, anonymous": lambda: proofs.welcome_message(server, incarnation, first, second, b""),
         "lease-request": lambda: proofs.lease_message(space, case["epochs"], first, case["time_ms"], account, device),
@@ -285,7 +289,16 @@ def given_log() -> SpaceLogState:
     record = EpochRecord(b"", b"", b"", b"", AccountId(b""))
     prefixes = {bytes.fromhex(prefix): seq for prefix, seq in log["head_prefixes"].items()}
     epochs = {Epoch(number): record for number in log["epochs"]}
-    return SpaceLogState(SpaceId(of(log, "space")), 0, members, epochs, max(epochs), None, 24, prefixes, 0, b"")
+    return SpaceLogState(
+        space=SpaceId(of(log, "space")),
+        partition=0,
+        members=members,
+        epochs=epochs,
+        epoch=max(epochs),
+        head_prefixes=prefixes,
+        seq=0,
+        head=b"",
+    )
 
 
 def given_accounts() -> list[AccountState]:

@@ -75,7 +75,7 @@ def test_what_is_no_frame_is_refused(case):
 
 def fields_of(frame):
     tag, *fields = msgspec.msgpack.decode(codec.encode(frame))
-    names = [field.name for field in msgspec.structs.fields(type(frame))]
+    names = [field.name for field in msgspec.structs.fields(type(frame))][: len(fields)]
     return tag, {name: written(field) for name, field in zip(names, fields, strict=True)}
 
 
@@ -207,7 +207,14 @@ class ServerSide:
         role, epochs = Role(given.get("role", "owner")), range(1, given["epoch"] + 1)
         members = {self.account: Member(b"", b"", role, ((1, role),))}
         rules = SpaceLogState(
-            self.space, 0, members, dict.fromkeys(epochs), Epoch(given["epoch"]), None, 24, {}, 1, b""
+            space=self.space,
+            partition=0,
+            members=members,
+            epochs=dict.fromkeys(epochs),
+            epoch=Epoch(given["epoch"]),
+            head_prefixes={},
+            seq=1,
+            head=b"",
         )
         heads = {
             DeviceId(bytes.fromhex(device)): DeviceHead(Counter(counter), EnvelopeId(bytes.fromhex(name)))

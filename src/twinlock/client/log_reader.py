@@ -23,7 +23,7 @@ from twinlock.protocol.calls import (
     Spaces,
     SpacesResult,
 )
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 
 
 class LogReader:

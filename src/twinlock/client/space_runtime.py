@@ -19,7 +19,7 @@ from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.envelope import parse
 from twinlock.protocol.labels import label
 from twinlock.protocol.proofs import verify
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.batch import Batch
 from twinlock.replica.events import ReplicaEvent, WritesConfirmed, WritesRefused
 from twinlock.replica.keyring import Keyring

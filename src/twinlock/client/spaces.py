@@ -14,7 +14,8 @@ from twinlock.ids import ID_BYTES, Epoch, Incarnation, SpaceId
 from twinlock.protocol import hpke
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, CreateSpace, KeyringRow, LogHead, SignedEntry
 from twinlock.protocol.proofs import lease_info, pending_message
-from twinlock.protocol.space_log import Role, replay_space
+from twinlock.protocol.space_log import Role
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys
 from twinlock.sealing.space_entries import (
     config_lease_entry,

@@ -24,7 +24,8 @@ from twinlock.protocol import hpke
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
 from twinlock.protocol.frames import Grant, Lease, Leases
 from twinlock.protocol.proofs import lease_info, lease_message, pending_message
-from twinlock.protocol.space_log import SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 
 HOUR_MS = 3_600_000
 

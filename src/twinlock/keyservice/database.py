@@ -7,20 +7,23 @@ import os
 import sqlite3
 from pathlib import Path
 
+import msgspec
+
 from twinlock.errors import StoreError, UpdateNeededError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE entries (
     log BLOB NOT NULL, seq INTEGER NOT NULL, body BLOB NOT NULL, sig BLOB NOT NULL, PRIMARY KEY (log, seq)
 ) WITHOUT ROWID;
 CREATE TABLE keys (
-    space BLOB NOT NULL, epoch INTEGER NOT NULL, wrapped BLOB NOT NULL, PRIMARY KEY (space, epoch)
+    space BLOB NOT NULL, epoch INTEGER NOT NULL, wrapped BLOB NOT NULL, root_version INTEGER NOT NULL,
+    PRIMARY KEY (space, epoch)
 ) WITHOUT ROWID;
 CREATE TABLE pending (
     id INTEGER PRIMARY KEY, space BLOB NOT NULL, epoch INTEGER NOT NULL, account BLOB NOT NULL,
-    b_commit BLOB NOT NULL, wrapped BLOB NOT NULL, created_ms INTEGER NOT NULL
+    b_commit BLOB NOT NULL, wrapped BLOB NOT NULL, created_ms INTEGER NOT NULL, root_version INTEGER NOT NULL
 );
 CREATE INDEX pending_by_space ON pending (space, epoch, account);
 CREATE TABLE nonces (
@@ -30,6 +33,27 @@ CREATE INDEX nonces_by_expiry ON nonces (expires_ms);
 CREATE TABLE ledger (n INTEGER PRIMARY KEY, record BLOB NOT NULL, hash BLOB NOT NULL);
 INSERT INTO meta VALUES ('keyservice_id', randomblob(16));
 """
+# Version 1 did not note which version of the root key wrapped a row: 0 has each of them wrapped anew once.
+_FROM_VERSION_1 = """
+ALTER TABLE keys ADD COLUMN root_version INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE pending ADD COLUMN root_version INTEGER NOT NULL DEFAULT 0;
+"""
+_SINCE_VERSION_2 = """
+CREATE INDEX keys_by_root_version ON keys (root_version);
+CREATE INDEX pending_by_root_version ON pending (root_version);
+CREATE TABLE root_versions (
+    version INTEGER PRIMARY KEY, made_ms INTEGER NOT NULL,
+    retired_ms INTEGER NOT NULL DEFAULT 0, destroyed_ms INTEGER NOT NULL DEFAULT 0
+);
+CREATE TABLE denied (space BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """An open database, in a transaction that the caller commits; `before` is the schema it had, 0 for a new one."""
+
+    connection: sqlite3.Connection
+    before: int
 
 
 def lock_database(path: Path) -> int:
@@ -47,10 +71,10 @@ def lock_database(path: Path) -> int:
     return descriptor
 
 
-def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """Open or create the database, readable by its owner alone; the flag tells that it is new.
+def open_database(path: Path) -> Opened:
+    """Open or create the database, readable by its owner alone.
 
-    A new one is left in an open transaction, so that it comes into being together with what else belongs to it.
+    It is left in an open transaction, so that it comes into being together with what else belongs to it.
 
     Raises:
         StoreError: it cannot be opened, or is no database of a key service.
@@ -62,7 +86,7 @@ def open_database(path: Path) -> tuple[sqlite3.Connection, bool]:
     except (OSError, sqlite3.Error) as exc:
         raise StoreError(f"{path.name}: {exc}") from exc
     try:
-        return connection, _prepare(connection)
+        return Opened(connection, _prepare(connection))
     except sqlite3.Error as exc:
         connection.close()
         raise StoreError(f"{path.name}: {exc}") from exc
@@ -77,7 +101,7 @@ def meta(connection: sqlite3.Connection, name: str) -> bytes:
     return bytes(value)
 
 
-def _prepare(connection: sqlite3.Connection) -> bool:
+def _prepare(connection: sqlite3.Connection) -> int:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
@@ -85,10 +109,10 @@ def _prepare(connection: sqlite3.Connection) -> bool:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > SCHEMA_VERSION:
         raise UpdateNeededError(f"the key service's database has schema {version}, this version knows {SCHEMA_VERSION}")
-    if version == SCHEMA_VERSION:
-        return False
     connection.execute("BEGIN IMMEDIATE")
-    for statement in filter(str.strip, _SCHEMA.split(";")):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    return True
+    if version < SCHEMA_VERSION:
+        script = (_SCHEMA if version == 0 else _FROM_VERSION_1) + _SINCE_VERSION_2
+        for statement in filter(str.strip, script.split(";")):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    return int(version)

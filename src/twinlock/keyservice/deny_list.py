@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from twinlock.errors import StoreError
@@ -14,20 +15,29 @@ class DenyList:
 
     __slots__ = ("_path", "_spaces")
 
-    def __init__(self, path: Path) -> None:
-        """Read the file if there is one.
+    def __init__(self, path: Path, *, may_make: bool = True) -> None:
+        """Read the file, or make an empty one where it may be missing.
 
         Raises:
-            StoreError: it cannot be read, or a line is no space id.
+            StoreError: it is missing where it must be, it cannot be read, or a line is no space id.
         """
         self._path = path
         try:
-            lines = _whole_lines(path) if path.exists() else []
+            # Without its deny list a restored database would release the keys of spaces that were shredded.
+            if not path.exists() and not may_make:
+                raise StoreError(
+                    f"the deny list {path.name} is missing: bring it back, or make an empty file if no space was "
+                    "ever shredded"
+                )
+            lines = _whole_lines(path)
             self._spaces = {SpaceId(bytes.fromhex(line)) for line in lines}
         except (OSError, ValueError) as exc:
             raise StoreError(f"the deny list {path.name} cannot be read") from exc
         if any(len(space) != ID_BYTES for space in self._spaces):
             raise StoreError(f"the deny list {path.name} is damaged")
+
+    def __iter__(self) -> Iterator[SpaceId]:
+        return iter(sorted(self._spaces))
 
     def __contains__(self, space: SpaceId) -> bool:
         return space in self._spaces
@@ -53,6 +63,7 @@ class DenyList:
 
 def _whole_lines(path: Path) -> list[str]:
     """Return the file's lines; a last one whose writing was cut short is removed, for nobody was told of it."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     text = path.read_text("ascii")
     whole = text[: text.rfind("\n") + 1]
     if len(whole) < len(text):

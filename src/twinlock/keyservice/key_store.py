@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hmac
 import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from twinlock.ids import AccountId, Epoch, SpaceId
 from twinlock.keyservice.service_key import ServiceKey
@@ -27,27 +29,33 @@ class KeyStore:
         self._wrapper = wrapper
         self._id = keyservice_id
 
-    def get(self, space: SpaceId, epoch: Epoch) -> ServiceKey | None:
-        """Return the service key of an epoch.
+    def get(self, space: SpaceId, epochs: Iterable[Epoch]) -> dict[Epoch, ServiceKey]:
+        """Return the service keys of those of the epochs that there are.
 
         Raises:
-            StoreError: it is there but cannot be unwrapped.
+            StoreError: one is there but cannot be unwrapped.
         """
-        row = self._connection.execute(
-            "SELECT wrapped FROM keys WHERE space = ? AND epoch = ?", (space, epoch)
-        ).fetchone()
-        if row is None:
-            return None
-        return ServiceKey(self._wrapper.unwrap(row[0], service_key_context(space, epoch, self._id)))
+        found: dict[Epoch, tuple[bytes, bytes]] = {}
+        for epoch in dict.fromkeys(epochs):
+            row = self._connection.execute(
+                "SELECT wrapped FROM keys WHERE space = ? AND epoch = ?", (space, epoch)
+            ).fetchone()
+            if row is not None:
+                found[epoch] = (row[0], service_key_context(space, epoch, self._id))
+        # All at once: where a key management service unwraps, each time is a request to it.
+        keys = self._wrapper.unwrap_many(list(found.values())) if found else []
+        return {epoch: ServiceKey(key) for epoch, key in zip(found, keys, strict=True)}
 
     def add_pending(self, space: SpaceId, epoch: Epoch, account: AccountId, key: ServiceKey, now_ms: int) -> bytes:
         """Store a fresh candidate and return its commitment."""
         commit = b_commit(space, epoch, key.expose())
         wrapped = self._wrapper.wrap(key.expose(), service_key_context(space, epoch, self._id))
-        self._connection.execute("DELETE FROM pending WHERE created_ms < ?", (now_ms - PENDING_KEPT_MS,))
+        self.forget_pending(now_ms)
+        row = (space, epoch, account, commit, wrapped, now_ms, self._wrapper.version_of(wrapped))
         self._connection.execute(
-            "INSERT INTO pending (space, epoch, account, b_commit, wrapped, created_ms) VALUES (?, ?, ?, ?, ?, ?)",
-            (space, epoch, account, commit, wrapped, now_ms),
+            "INSERT INTO pending (space, epoch, account, b_commit, wrapped, created_ms, root_version)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            row,
         )
         self._connection.execute(
             "DELETE FROM pending WHERE id IN (SELECT id FROM pending WHERE space = ? AND epoch = ? AND account = ? "
@@ -70,29 +78,51 @@ class KeyStore:
     def promote(self, space: SpaceId, epoch: Epoch, candidate: int) -> None:
         """Make a candidate the key of its epoch and delete all others up to that epoch."""
         self._connection.execute(
-            "INSERT INTO keys (space, epoch, wrapped) SELECT space, epoch, wrapped FROM pending WHERE id = ?",
+            "INSERT INTO keys (space, epoch, wrapped, root_version)"
+            " SELECT space, epoch, wrapped, root_version FROM pending WHERE id = ?",
             (candidate,),
         )
         self._connection.execute("DELETE FROM pending WHERE space = ? AND epoch <= ?", (space, epoch))
 
-    def delete(self, space: SpaceId) -> None:
-        """Delete every key of a space."""
-        self._connection.execute("DELETE FROM keys WHERE space = ?", (space,))
-        self._connection.execute("DELETE FROM pending WHERE space = ?", (space,))
+    def forget_pending(self, now_ms: int) -> None:
+        """Drop the candidates that nobody waits for any more."""
+        self._connection.execute("DELETE FROM pending WHERE created_ms < ?", (now_ms - PENDING_KEPT_MS,))
 
-    def rewrap(self) -> int:
-        """Wrap every key under the newest root key; return how many."""
-        keys = self._connection.execute("SELECT wrapped, space, epoch FROM keys").fetchall()
-        self._connection.executemany(
-            "UPDATE keys SET wrapped = ? WHERE space = ? AND epoch = ?",
-            [(self._rewrapped(wrapped, space, epoch), space, epoch) for wrapped, space, epoch in keys],
+    def delete(self, space: SpaceId) -> int:
+        """Delete every key of a space, and return how many there were."""
+        keys = self._connection.execute("DELETE FROM keys WHERE space = ?", (space,))
+        pending = self._connection.execute("DELETE FROM pending WHERE space = ?", (space,))
+        return keys.rowcount + pending.rowcount
+
+    def has_rows_up_to(self, root_version: int) -> bool:
+        """Tell whether anything is wrapped under a version of the root key or one before it."""
+        sql = (
+            "SELECT EXISTS (SELECT 1 FROM keys WHERE root_version <= ?)"
+            " OR EXISTS (SELECT 1 FROM pending WHERE root_version <= ?)"
         )
-        pending = self._connection.execute("SELECT wrapped, space, epoch, id FROM pending").fetchall()
+        return bool(self._connection.execute(sql, (root_version, root_version)).fetchone()[0])
+
+    def rewrap(self, active: int, rows_max: int) -> int:
+        """Wrap some rows that are not under the active version of the root key anew; return how many."""
+        keys = self._connection.execute(
+            "SELECT wrapped, space, epoch FROM keys WHERE root_version < ? LIMIT ?", (active, rows_max)
+        ).fetchall()
         self._connection.executemany(
-            "UPDATE pending SET wrapped = ? WHERE id = ?",
-            [(self._rewrapped(wrapped, space, epoch), identifier) for wrapped, space, epoch, identifier in pending],
+            "UPDATE keys SET wrapped = ?, root_version = ? WHERE space = ? AND epoch = ?",
+            [(wrapped, version, *row[1:]) for row, (wrapped, version) in zip(keys, self._rewrapped(keys), strict=True)],
+        )
+        pending = self._connection.execute(
+            "SELECT wrapped, space, epoch, id FROM pending WHERE root_version < ? LIMIT ?",
+            (active, rows_max - len(keys)),
+        ).fetchall()
+        again = zip(pending, self._rewrapped(pending), strict=True)
+        self._connection.executemany(
+            "UPDATE pending SET wrapped = ?, root_version = ? WHERE id = ?",
+            [(wrapped, version, row[3]) for row, (wrapped, version) in again],
         )
         return len(keys) + len(pending)
 
-    def _rewrapped(self, wrapped: bytes, space: SpaceId, epoch: Epoch) -> bytes:
-        return self._wrapper.rewrap(wrapped, service_key_context(space, epoch, self._id))
+    def _rewrapped(self, rows: Sequence[Any]) -> list[tuple[bytes, int]]:
+        bound = [(row[0], service_key_context(row[1], row[2], self._id)) for row in rows]
+        wrapped = self._wrapper.rewrap_many(bound) if bound else []
+        return [(each, self._wrapper.version_of(each)) for each in wrapped]

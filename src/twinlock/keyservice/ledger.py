@@ -19,16 +19,22 @@ _NO_HASH = bytes(32)
 
 
 class LedgerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What happened: ids in hex, and the code of the refusal if there was one."""
+    """What happened: ids in hex, and why it was refused if it was.
+
+    Events: `pending` (a key of a coming epoch), `lease`, `denied` (a space, for good), `purged` (keys of a denied space
+    that a restored backup had brought back), `root_rotated`, `root_retired` and `root_destroyed`.
+    """
 
     time_ms: int
     event: str
-    space: str
+    space: str = ""
     account: str = ""
     device: str = ""
     epochs: list[int] = []
     not_after_ms: int = 0
     refused: str = ""
+    root_version: int = 0
+    keys_count: int = 0
 
 
 class LedgerReport(msgspec.Struct, frozen=True):

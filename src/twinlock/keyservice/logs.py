@@ -11,7 +11,8 @@ from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.limits import LOG_PAGE_ENTRIES_MAX
 from twinlock.protocol.signed_log import Body
-from twinlock.protocol.space_log import SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 
 STATES_CACHED_MAX = 20_000
 _SEQ_MAX = (1 << 32) - 1
@@ -124,4 +125,4 @@ def _replay(log: LogId, entries: Sequence[SignedEntry], after: LogState | None) 
 
 
 def _is_of_space(entries: Sequence[SignedEntry]) -> bool:
-    return bool(entries) and Body(entries[0].body).has("partition")
+    return bool(entries) and Body(entries[0].body).fields.has("partition")

@@ -14,7 +14,7 @@ from twinlock.keyservice.rates import RateLimit
 from twinlock.protocol.account_log import AccountState, DeviceRecord
 from twinlock.protocol.limits import LEASE_EPOCHS_MAX, LEASE_REQUEST_SKEW_MS_MAX
 from twinlock.protocol.proofs import verify
-from twinlock.protocol.space_log import EPOCH_MAX
+from twinlock.protocol.space_rules import EPOCH_MAX
 
 NONCE_BYTES_MIN = 16
 NONCE_BYTES_MAX = 64

@@ -11,7 +11,7 @@ from twinlock.errors import LogInvalidError, UpdateNeededError
 from twinlock.ids import ID_BYTES, AccountId, DeviceId
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.labels import label
-from twinlock.protocol.signed_log import KEY_BYTES, Body, LogPosition, check_entry
+from twinlock.protocol.signed_log import KEY_BYTES, Body, Fields, LogPosition, check_entry
 
 GENESIS_NONCE_BYTES = 16
 
@@ -82,8 +82,9 @@ def _genesis(entry: SignedEntry) -> AccountState:
     body = Body(entry.body)
     if body.type != "genesis":
         raise LogInvalidError("an account's log does not begin with a genesis")
-    body.octets("nonce", GENESIS_NONCE_BYTES)
-    sign_pk, kem_pk = body.octets("sign", KEY_BYTES), body.octets("kem", KEY_BYTES)
+    fields = body.fields
+    fields.octets("nonce", GENESIS_NONCE_BYTES)
+    sign_pk, kem_pk = fields.octets("sign", KEY_BYTES), fields.octets("kem", KEY_BYTES)
     body.finish()
     account = account_id_of(sign_pk)
     position = check_entry(account, LogPosition(), entry.body, entry.sig, sign_pk)
@@ -97,11 +98,11 @@ def _follow(entry: SignedEntry, state: AccountState) -> AccountState:
     moved = msgspec.structs.replace(state, seq=position.seq, head=position.head)
     match body.type:
         case "device":
-            changed = _device(body, moved)
+            changed = _device(body.fields, moved)
         case "revoke":
-            changed = _revoke(body, moved)
+            changed = _revoke(body.fields, moved)
         case "rekem":
-            changed = msgspec.structs.replace(moved, kem_pk=body.octets("kem", KEY_BYTES))
+            changed = msgspec.structs.replace(moved, kem_pk=body.fields.octets("kem", KEY_BYTES))
         case "genesis":
             raise LogInvalidError("a second genesis")
         case unknown:
@@ -110,9 +111,9 @@ def _follow(entry: SignedEntry, state: AccountState) -> AccountState:
     return changed
 
 
-def _device(body: Body, state: AccountState) -> AccountState:
-    device = DeviceId(body.octets("device", ID_BYTES))
-    record = DeviceRecord(body.octets("sign", KEY_BYTES), body.octets("kem", KEY_BYTES))
+def _device(fields: Fields, state: AccountState) -> AccountState:
+    device = DeviceId(fields.octets("device", ID_BYTES))
+    record = DeviceRecord(fields.octets("sign", KEY_BYTES), fields.octets("kem", KEY_BYTES))
     if device != device_id_of(record.sign_pk, record.kem_pk):
         raise LogInvalidError("a device's id is not that of its keys")
     if state.certified(device) is not None:
@@ -120,8 +121,8 @@ def _device(body: Body, state: AccountState) -> AccountState:
     return msgspec.structs.replace(state, devices={**state.devices, device: record})
 
 
-def _revoke(body: Body, state: AccountState) -> AccountState:
-    device = DeviceId(body.octets("device", ID_BYTES))
+def _revoke(fields: Fields, state: AccountState) -> AccountState:
+    device = DeviceId(fields.octets("device", ID_BYTES))
     record = state.devices.get(device)
     if record is None:
         raise LogInvalidError("a device is revoked that the account does not have")

@@ -36,11 +36,18 @@ class Unlocker(msgspec.Struct, frozen=True):
 
 
 class CreateAccount(msgspec.Struct, frozen=True):
-    """`account.create` (anonymous): a new account with its log (genesis and first device) and unlockers."""
+    """`account.create` (anonymous): a new account with its log (genesis and first device) and unlockers.
+
+    Its `token`, of the application's own issuer, leads to the account from then on; a server may ask for one.
+    """
 
     name: str
     entries: list[SignedEntry]
     unlockers: list[Unlocker]
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"CreateAccount({self.name!r}, hidden)"
 
 
 class UnlockerParams(msgspec.Struct, frozen=True):

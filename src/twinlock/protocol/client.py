@@ -63,11 +63,18 @@ _COUNTER = slice(40, 48)
 
 
 class ClientIdentity(msgspec.Struct, frozen=True):
-    """Who says hello: a device of an account, and how it signs. Without a device the session is anonymous."""
+    """Who says hello: a device of an account, and how it signs. Without a device the session is anonymous.
+
+    `token` is one of the application's own issuer, for servers that ask for it; it is bound to the device's signature.
+    """
 
     account: AccountId = AccountId(b"")
     device: DeviceId = DeviceId(b"")
     sign: Callable[[bytes], bytes] | None = None
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"ClientIdentity({self.account.hex()!r}, {self.device.hex()!r}, hidden)"
 
 
 class Welcomed(msgspec.Struct, frozen=True):
@@ -236,18 +243,18 @@ class ClientSession:
         who = self._identity
         signature = b""
         if who.sign is not None:
-            signature = who.sign(
-                proofs.hello_message(
-                    server_id=server_id,
-                    origin=self._origin,
-                    incarnation=frame.incarnation,
-                    account=who.account,
-                    device=who.device,
-                    server_nonce=frame.nonce,
-                    client_nonce=self._client_nonce,
-                )
+            message = proofs.hello_message(
+                server_id=server_id,
+                origin=self._origin,
+                incarnation=frame.incarnation,
+                account=who.account,
+                device=who.device,
+                server_nonce=frame.nonce,
+                client_nonce=self._client_nonce,
             )
-        self._send(Hello(self._client_nonce, self._origin, who.account, who.device, signature, self._ticket))
+            signature = who.sign(proofs.with_token(message, who.token))
+        hello = Hello(self._client_nonce, self._origin, who.account, who.device, signature, self._ticket, who.token)
+        self._send(hello)
 
     def _on_welcome(self, frame: Welcome, now_ms: int) -> Welcomed:
         challenge = self._challenge

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from twinlock.errors import LimitExceededError, MalformedFrameError
-from twinlock.protocol.frames import ClientFrame, ServerFrame
+from twinlock.protocol.frames import ClientFrame, Hello, ServerFrame
 from twinlock.protocol.limits import FRAME_BYTES_MAX
 
 _encoder = msgspec.msgpack.Encoder()
@@ -17,6 +17,9 @@ NIL = msgspec.Raw(b"\xc0")
 
 def encode(frame: ClientFrame | ServerFrame) -> bytes:
     """Return a frame's bytes."""
+    if type(frame) is Hello and not frame.token:
+        # There was no such field at first, and what has no token to show is still written as it was then.
+        return _encoder.encode((Hello.__struct_config__.tag, *msgspec.structs.astuple(frame)[:-1]))
     return _encoder.encode(frame)
 
 

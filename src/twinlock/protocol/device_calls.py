@@ -21,6 +21,13 @@ class AskPairing(msgspec.Struct, frozen=True):
     kem_pk: bytes
 
 
+class AskPairingResult(msgspec.Struct, frozen=True):
+    """The id that the keys certify, and until when the request stands, by the server's clock."""
+
+    device: DeviceId
+    expires_ms: int
+
+
 class FindPairing(msgspec.Struct, frozen=True):
     """`pairing.find`: the keys of the device whose id begins with `prefix` (at least 10 bytes)."""
 
@@ -44,7 +51,8 @@ class ApprovePairing(msgspec.Struct, frozen=True):
 class TakePairing(msgspec.Struct, frozen=True):
     """`pairing.take` (anonymous): fetch the answer to an own request.
 
-    `signature` is the new device's, over `pairing_take_message`.
+    `signature` is the new device's, over `pairing_take_message`. The request is forgotten when the device first opens
+    a session of its own, or at its end: until then a lost reply can be asked for again.
     """
 
     device: DeviceId
@@ -74,7 +82,7 @@ class DeviceNote(msgspec.Struct, frozen=True):
 
 
 class DevicesResult(msgspec.Struct, frozen=True):
-    """One note for each device that the server has met."""
+    """One note for each device of the account's log, revoked ones too."""
 
     devices: list[DeviceNote]
 
@@ -109,9 +117,10 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True):
 class Rekem(msgspec.Struct, frozen=True):
     """`account.rekem`: replace the account's `kem` key, all at once.
 
-    `entries` grow the account's log after `expect_seq` (a `revoke` may stand before the `rekem`); `parcels` bring the
-    key to the devices that stay; `unlockers` take the place of those that wrap the old key, so that old kits open
-    nothing any more.
+    `entries` grow the account's log after `expect_seq` and end with a `rekem` (a `revoke` may stand before it);
+    `parcels` bring the key to the devices that stay; `unlockers` take the place of those that wrap the old key, so
+    that old kits open nothing any more. All of it holds from the moment when the log has the entries; repeating the
+    call after a lost reply is fine.
     """
 
     expect_seq: int

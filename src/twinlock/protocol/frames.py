@@ -22,7 +22,8 @@ class Challenge(msgspec.Struct, frozen=True, array_like=True, tag=1):
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=2):
     """Client: the answer to the challenge. See spec/sealing.md, section 6.
 
-    A hello with an empty `device` opens a session that may only sign up, sign in or recover.
+    A hello with an empty `device` opens a session that may only sign up, sign in or recover. `token` is one of the
+    application's own issuer, for servers that ask for it; an empty one is left out of the frame.
     """
 
     client_nonce: bytes
@@ -31,6 +32,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=2):
     device: DeviceId
     signature: bytes
     ticket: bytes = b""
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Hello({self.account.hex()!r}, {self.device.hex()!r}, hidden)"
 
 
 class Welcome(msgspec.Struct, frozen=True, array_like=True, tag=3):

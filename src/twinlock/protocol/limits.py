@@ -17,6 +17,13 @@ SIGNAL_BYTES_MAX: Final = 16 << 10
 LEASE_EPOCHS_MAX: Final = 64
 LOG_ENTRY_BYTES_MAX: Final = 64 << 10
 LOG_PAGE_ENTRIES_MAX: Final = 512
+SPACE_MEMBERS_MAX: Final = 10_000
+SPACE_INVITES_MAX: Final = 256
+"""Invites of a space that are open at once; those that have expired count until they are withdrawn."""
+
+INVITE_USES_MAX: Final = 10_000
+KEYRING_ROWS_MAX: Final = SPACE_MEMBERS_MAX + SPACE_INVITES_MAX
+"""Rows in one request: a rotation wraps the new key to every member and every open invite."""
 
 ENTRIES_PAGE_BYTES_MAX: Final = 1 << 20
 """Catch-up reads and sends pages of about this many bytes of envelopes (always at least one)."""

@@ -32,6 +32,14 @@ def hello_message(
     return label("hello", names + prefixed(server_nonce) + prefixed(client_nonce))
 
 
+def with_token(hello: bytes, token: str) -> bytes:
+    """Return the `hello_message` of a hello that shows a token: without the device's key a stolen one opens nothing.
+
+    Without a token the message stays as it is.
+    """
+    return hello + prefixed(hashlib.sha256(token.encode()).digest()) if token else hello
+
+
 def welcome_message(
     server_id: bytes, incarnation: Incarnation, server_nonce: bytes, client_nonce: bytes, device: bytes
 ) -> bytes:

@@ -21,7 +21,19 @@ from twinlock.protocol.limits import (
     SIGNAL_BYTES_MAX,
 )
 
-ANONYMOUS_METHODS = frozenset({"account.create", "unlocker.params", "unlocker.open", "account.append", "account.log"})
+ANONYMOUS_METHODS = frozenset(
+    {
+        "account.append",
+        "account.create",
+        "account.log",
+        "device.revocation",
+        "pairing.ask",
+        "pairing.take",
+        "token.open",
+        "unlocker.open",
+        "unlocker.params",
+    }
+)
 """What a session without a device may call."""
 
 NOBODY = AccountId(b"")

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import msgspec
 
 from twinlock.errors import LogForkError, LogInvalidError, UpdateNeededError
-from twinlock.ids import ID_BYTES, LogId
+from twinlock.ids import ID_BYTES, Counter, DeviceId, LogId
 from twinlock.protocol.labels import label, u32
 from twinlock.protocol.limits import LOG_ENTRY_BYTES_MAX
 from twinlock.protocol.proofs import verify
@@ -24,12 +24,15 @@ PREFIX_BYTES = 8
 """How much of a log's head an envelope names."""
 
 KEY_BYTES = 32
+COUNTER_MAX = (1 << 53) - 1
+"""A counter that every JSON parser reads exactly."""
+
 NO_HEAD = bytes(HEAD_BYTES)
 NO_LOG = LogId(bytes(ID_BYTES))
 """The log id under which a space's genesis is hashed: its real id follows from that hash."""
 
-FieldValue = str | int | bytes
-"""What a field of a body can hold; bytes are written as base64url without padding."""
+FieldValue = str | int | bytes | Mapping[str, "FieldValue"] | Mapping[DeviceId, Counter]
+"""What a field of a body can hold; bytes, also as names, are written as base64url without padding."""
 
 
 class LogPosition(msgspec.Struct, frozen=True):
@@ -72,8 +75,7 @@ def check_continuation(known: LogPosition, told: LogPosition) -> None:
 
 def encode_body(kind: str, fields: Mapping[str, FieldValue]) -> bytes:
     """Return the canonical bytes of an entry's body: UTF-8 JSON, sorted keys, no spaces."""
-    written = {name: _text(value) if isinstance(value, bytes) else value for name, value in fields.items()}
-    return msgspec.json.encode({**written, "type": kind}, order="sorted")
+    return msgspec.json.encode({**_written(fields), "type": kind}, order="sorted")
 
 
 class Body:
@@ -85,11 +87,41 @@ class Body:
         if len(body) > LOG_ENTRY_BYTES_MAX:
             raise LogInvalidError(f"an entry of {len(body)} bytes")
         try:
-            self._fields = msgspec.json.decode(body, type=dict[str, object])
+            fields = msgspec.json.decode(body, type=dict[str, object])
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise LogInvalidError("an entry is not a JSON object") from exc
+        self._fields = Fields(fields)
         self._bytes = body
-        self.type = self.text("type")
+        self.type = self._fields.text("type")
+
+    @property
+    def fields(self) -> Fields:
+        """The fields beside the type."""
+        return self._fields
+
+    def finish(self) -> None:
+        """Check that nothing is left over and that the body's bytes are the only way to write it.
+
+        Raises:
+            UpdateNeededError: a field that this version does not know may change what the entry means.
+            LogInvalidError: the body is not canonical.
+        """
+        self._fields.finish(self.type)
+        if msgspec.json.encode(msgspec.json.decode(self._bytes), order="sorted") != self._bytes:
+            raise LogInvalidError("an entry is not in canonical form")
+
+
+class Fields:
+    """Named fields, each taken once by its type."""
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = dict(fields)
+
+    def copy(self) -> Fields:
+        """Return the same fields, to look at them without taking them."""
+        return Fields(self._fields)
 
     def text(self, name: str) -> str:
         """Take a string."""
@@ -100,38 +132,74 @@ class Body:
 
     def integer(self, name: str, most: int) -> int:
         """Take an integer from 0 to `most`."""
-        value = self._take(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-            raise LogInvalidError(f"{name} is not an integer from 0 to {most}")
-        return value
+        return _integer(name, self._take(name), most)
 
     def octets(self, name: str, least: int, most: int | None = None) -> bytes:
         """Take bytes of a given length, or of a range of lengths."""
-        value = _octets(name, self.text(name))
-        if not least <= len(value) <= (least if most is None else most):
-            raise LogInvalidError(f"{name} has {len(value)} bytes")
-        return value
+        return _octets_of(name, self.text(name), least, most)
 
     def has(self, name: str) -> bool:
         """Tell whether a field is there and not yet taken."""
         return name in self._fields
 
-    def finish(self) -> None:
-        """Check that nothing is left over and that the body's bytes are the only way to write it.
+    def counters(self, name: str) -> dict[DeviceId, Counter]:
+        """Take a counter for each of some devices."""
+        return {
+            DeviceId(_octets_of(name, key, ID_BYTES)): Counter(_integer(name, value, COUNTER_MAX))
+            for key, value in self._object(name).items()
+        }
+
+    def part(self, name: str) -> Fields:
+        """Take fields that lie in a field; `finish` them as well."""
+        return Fields(self._object(name))
+
+    def finish(self, kind: str) -> None:
+        """Check that nothing is left over.
 
         Raises:
             UpdateNeededError: a field that this version does not know may change what the entry means.
-            LogInvalidError: the body is not canonical.
         """
         if self._fields:
-            raise UpdateNeededError(f"unknown fields in an entry of type {self.type}")
-        if msgspec.json.encode(msgspec.json.decode(self._bytes), order="sorted") != self._bytes:
-            raise LogInvalidError("an entry is not in canonical form")
+            raise UpdateNeededError(f"unknown fields in an entry of type {kind}")
+
+    def _object(self, name: str) -> dict[str, object]:
+        value = self._take(name)
+        if not isinstance(value, dict):
+            raise LogInvalidError(f"{name} is not an object")
+        return value
 
     def _take(self, name: str) -> object:
         if name not in self._fields:
             raise LogInvalidError(f"{name} is missing")
         return self._fields.pop(name)
+
+
+def _written(fields: Mapping[str, FieldValue]) -> dict[str, object]:
+    return {name: _written_value(value) for name, value in fields.items()}
+
+
+def _written_value(value: FieldValue) -> object:
+    match value:
+        case bytes():
+            return _text(value)
+        case Mapping():
+            return {
+                _text(name) if isinstance(name, bytes) else name: _written_value(each) for name, each in value.items()
+            }
+    return value
+
+
+def _integer(name: str, value: object, most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise LogInvalidError(f"{name} is not an integer from 0 to {most}")
+    return value
+
+
+def _octets_of(name: str, text: str, least: int, most: int | None = None) -> bytes:
+    value = _octets(name, text)
+    if not least <= len(value) <= (least if most is None else most):
+        raise LogInvalidError(f"{name} has {len(value)} bytes")
+    return value
 
 
 def _text(data: bytes) -> str:

@@ -1,32 +1,25 @@
-"""The space log: members, roles, epochs and settings. Verification only. See spec/sealing.md, section 4.
+"""What a space's log says: members, roles, cutoffs, invites, epochs and settings. See spec/sealing.md, section 4.
 
-Key service, server and every client replay the same rules, so that nobody can add a member that the owner did not.
+The rules by which entries lead from one state to the next are in `twinlock.protocol.space_rules`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 
 import msgspec
 
-from twinlock.errors import LogInvalidError, UpdateNeededError
-from twinlock.ids import ID_BYTES, AccountId, Epoch, LogId, SpaceId
-from twinlock.protocol.account_log import GENESIS_NONCE_BYTES, account_id_of
-from twinlock.protocol.calls import SignedEntry
+from twinlock.ids import ID_BYTES, AccountId, Counter, DeviceId, Epoch, SpaceId
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.labels import label, u16
-from twinlock.protocol.signed_log import HEAD_BYTES, KEY_BYTES, NO_LOG, PREFIX_BYTES, Body, LogPosition, check_entry
+from twinlock.protocol.signed_log import PREFIX_BYTES, LogPosition
 
-PARTITION_MAX = (1 << 16) - 1
-EPOCH_MAX = (1 << 32) - 1
-LINK_BYTES = 60
-"""A nonce, 32 bytes of the earlier member key, and a tag."""
-
-TITLE_SEALED_BYTES_MAX = 1024
 LEASE_HOURS_DEFAULT = 24
 LEASE_HOURS_MAX = 24 * 366
+NEEDS_KEYSTORE = "keystore"
+"""The value of `offline_needs` that forbids to store leases where the StoreKey lies in a plain file."""
 
 
 class Role(StrEnum):
@@ -70,18 +63,77 @@ _WRITES: Mapping[Role, frozenset[Kind]] = {
 }
 
 
+class Cutoff(msgspec.Struct, frozen=True):
+    """Where chains of an account ended at an entry of the log: what lies above needs a later grant.
+
+    A whole cutoff (the role ended) holds for all devices, those not named at 0; otherwise for the named ones alone
+    (they were revoked).
+    """
+
+    seq: int
+    counters: Mapping[DeviceId, Counter]
+    is_whole: bool
+
+    def covers(self, device: DeviceId, counter: Counter) -> bool:
+        """Tell whether an envelope lies above this cutoff."""
+        if device not in self.counters:
+            return self.is_whole
+        return counter > self.counters[device]
+
+
 class Member(msgspec.Struct, frozen=True):
-    """A member's account keys and role; `granted` tells from which entry of the log on each role held."""
+    """A member's account keys and role, or those of a former one.
+
+    `granted` tells from which entry of the log on each role held (None: none any more). `removed_seq` is the entry by
+    which others ended the membership, 0 if there was none.
+    """
 
     sign_pk: bytes
     kem_pk: bytes
     role: Role
-    granted: tuple[tuple[int, Role], ...]
+    granted: tuple[tuple[int, Role | None], ...]
+    cutoffs: tuple[Cutoff, ...] = ()
+    removed_seq: int = 0
 
     def role_at(self, seq: int) -> Role | None:
         """Return the role that held after `seq` entries of the log."""
         held = [role for since, role in self.granted if since <= seq]
         return held[-1] if held else None
+
+    def is_cut_off(self, device: DeviceId, counter: Counter, kind: Kind, seq: int, *, is_revoked: bool) -> bool:
+        """Tell whether an envelope that names the log's head after `seq` entries lies above a cutoff.
+
+        A later entry that grants writing lifts a cutoff, except that of a device which its account has revoked.
+        """
+        return any(
+            (is_revoked and not cutoff.is_whole) or not self._is_granted(kind, cutoff.seq, seq)
+            for cutoff in self.cutoffs
+            if cutoff.covers(device, counter)
+        )
+
+    def _is_granted(self, kind: Kind, since: int, upto: int) -> bool:
+        return any(since <= at <= upto and role is not None and role.may_write(kind) for at, role in self.granted)
+
+
+class Invite(msgspec.Struct, frozen=True):
+    """An open invite: whoever holds its secret may join with its role; `seq` is the entry that made it."""
+
+    sign_pk: bytes
+    kem_pk: bytes
+    role: Role
+    expires_ms: int
+    uses_left: int
+    needs_approval: bool
+    seq: int
+
+
+class Applicant(msgspec.Struct, frozen=True):
+    """An account that joined by an invite which needs approval: no role until a `member` entry."""
+
+    sign_pk: bytes
+    kem_pk: bytes
+    role: Role
+    invite: bytes
 
 
 class EpochRecord(msgspec.Struct, frozen=True):
@@ -101,16 +153,25 @@ class SealedTitle(msgspec.Struct, frozen=True):
     epoch: Epoch
 
 
-class SpaceLogState(msgspec.Struct, frozen=True):
-    """What a space's log says after `seq` entries. `head_prefixes` tells at which entry each short head stood."""
+class SpaceLogState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a space's log says after `seq` entries. `head_prefixes` tells at which entry each short head stood.
+
+    `wants_rotation` tells that somebody who can derive the newest keys should no longer: an epoch is to be opened.
+    """
 
     space: SpaceId
     partition: int
     members: Mapping[AccountId, Member]
-    epochs: Mapping[Epoch, EpochRecord]
-    epoch: Epoch
-    title: SealedTitle | None
-    lease_hours: int
+    former: Mapping[AccountId, Member] = {}
+    invites: Mapping[bytes, Invite] = {}
+    applicants: Mapping[AccountId, Applicant] = {}
+    epochs: Mapping[Epoch, EpochRecord] = {}
+    epoch: Epoch = Epoch(0)
+    title: SealedTitle | None = None
+    lease_hours: int = LEASE_HOURS_DEFAULT
+    offline_needs: str = ""
+    wants_rotation: bool = False
+    is_shredded: bool = False
     head_prefixes: Mapping[bytes, int]
     seq: int
     head: bytes
@@ -125,10 +186,25 @@ class SpaceLogState(msgspec.Struct, frozen=True):
         """What an envelope that is sealed now names as the log's head."""
         return self.head[:PREFIX_BYTES]
 
+    @property
+    def owners(self) -> frozenset[AccountId]:
+        """The accounts that own the space; there is always one."""
+        return frozenset(account for account, member in self.members.items() if member.role is Role.OWNER)
+
+    @property
+    def key_holders(self) -> Mapping[bytes, bytes]:
+        """To whom A is wrapped: the `kem` keys of members that read, and of open invites that give such a role."""
+        holders: list[tuple[bytes, Member | Invite]] = [*self.members.items(), *self.invites.items()]
+        return {name: each.kem_pk for name, each in holders if each.role.may_lease}
+
     def role_of(self, account: AccountId) -> Role | None:
-        """Return an account's present role; None for a stranger."""
+        """Return an account's present role; None for a stranger and for a former member."""
         member = self.members.get(account)
         return member.role if member else None
+
+    def record_of(self, account: AccountId) -> Member | None:
+        """Return the record of an account that is or was a member."""
+        return self.members.get(account) or self.former.get(account)
 
 
 def space_id_of(partition: int, genesis_head: bytes) -> SpaceId:
@@ -136,128 +212,6 @@ def space_id_of(partition: int, genesis_head: bytes) -> SpaceId:
     return SpaceId(u16(partition) + hashlib.sha256(label("space") + genesis_head).digest()[: ID_BYTES - 2])
 
 
-def replay_space(entries: Iterable[SignedEntry], after: SpaceLogState | None = None) -> SpaceLogState:
-    """Verify entries in order, from the genesis or after a state, and return the state they lead to.
-
-    The caller compares `space` of the result with the id that it asked for.
-
-    Raises:
-        SignatureError: an entry is not signed by the member it names, or is not in its place.
-        LogInvalidError: an entry breaks a rule, or there is no entry at all.
-        UpdateNeededError: an entry is of a type that this version does not know.
-    """
-    state = after
-    for entry in entries:
-        state = _genesis(entry) if state is None else _follow(entry, state)
-    if state is None:
-        raise LogInvalidError("a space's log without a genesis")
-    return state
-
-
-def _genesis(entry: SignedEntry) -> SpaceLogState:
-    body = Body(entry.body)
-    if body.type != "genesis":
-        raise LogInvalidError("a space's log does not begin with a genesis")
-    owner = AccountId(body.octets("by", ID_BYTES))
-    body.octets("nonce", GENESIS_NONCE_BYTES)
-    partition = body.integer("partition", PARTITION_MAX)
-    sign_pk, kem_pk = _account_keys(body, owner)
-    body.finish()
-    position = check_entry(NO_LOG, LogPosition(), entry.body, entry.sig, sign_pk)
-    return SpaceLogState(
-        space=space_id_of(partition, position.head),
-        partition=partition,
-        members={owner: Member(sign_pk, kem_pk, Role.OWNER, ((position.seq, Role.OWNER),))},
-        epochs={},
-        epoch=Epoch(0),
-        title=None,
-        lease_hours=LEASE_HOURS_DEFAULT,
-        head_prefixes={position.head[:PREFIX_BYTES]: position.seq},
-        seq=position.seq,
-        head=position.head,
-    )
-
-
-def _follow(entry: SignedEntry, state: SpaceLogState) -> SpaceLogState:
-    body = Body(entry.body)
-    # An unknown type may have another form of signature, so it is told apart before anything else.
-    rule = _RULES.get(body.type)
-    if rule is None:
-        raise UpdateNeededError(f"a space entry of type {body.type}")
-    by = AccountId(body.octets("by", ID_BYTES))
-    author = state.members.get(by)
-    if author is None:
-        raise LogInvalidError("an entry by an account that is not a member")
-    position = check_entry(LogId(state.space), state.position, entry.body, entry.sig, author.sign_pk)
-    if not author.role.may_admit:
-        raise LogInvalidError(f"an entry of type {body.type} by a member with role {author.role}")
-    moved = msgspec.structs.replace(
-        state,
-        seq=position.seq,
-        head=position.head,
-        head_prefixes={**state.head_prefixes, position.head[:PREFIX_BYTES]: position.seq},
-    )
-    changed = rule(body, moved, by)
-    body.finish()
-    return changed
-
-
-def _epoch(body: Body, state: SpaceLogState, by: AccountId) -> SpaceLogState:
-    number = Epoch(body.integer("n", EPOCH_MAX))
-    if number != state.epoch + 1:
-        raise LogInvalidError(f"epoch {number} after epoch {state.epoch}")
-    record = EpochRecord(
-        b_commit=body.octets("b_commit", HEAD_BYTES),
-        dk_commit=body.octets("dk_commit", HEAD_BYTES),
-        drop_pk=body.octets("drop_pk", KEY_BYTES),
-        # The first epoch has no earlier member key to lead back to.
-        link=body.octets("link", 0 if number == 1 else LINK_BYTES),
-        by=by,
-    )
-    return msgspec.structs.replace(state, epoch=number, epochs={**state.epochs, number: record})
-
-
-def _member(body: Body, state: SpaceLogState, by: AccountId) -> SpaceLogState:
-    account = AccountId(body.octets("account", ID_BYTES))
-    sign_pk, kem_pk = _account_keys(body, account)
-    role = _role(body)
-    present = state.members.get(account)
-    touched = {role, present.role if present else role}
-    if state.members[by].role is not Role.OWNER and touched & {Role.OWNER, Role.ADMIN}:
-        raise LogInvalidError("only an owner makes or changes owners and admins")
-    if present is not None and kem_pk != present.kem_pk:
-        raise LogInvalidError("a member's key is changed by another account")
-    if present is not None and role.rank < present.role.rank:
-        raise LogInvalidError("a lower role without a cutoff")
-    granted = (*(present.granted if present else ()), (state.seq, role))
-    return msgspec.structs.replace(state, members={**state.members, account: Member(sign_pk, kem_pk, role, granted)})
-
-
-def _config(body: Body, state: SpaceLogState, by: AccountId) -> SpaceLogState:
-    title, lease_hours = state.title, state.lease_hours
-    if body.has("title"):
-        sealed = body.octets("title", 1, TITLE_SEALED_BYTES_MAX)
-        title = SealedTitle(sealed, Epoch(body.integer("epoch", EPOCH_MAX)))
-        if title.epoch not in state.epochs:
-            raise LogInvalidError("a title sealed under an epoch that does not exist")
-    if body.has("lease_hours"):
-        lease_hours = body.integer("lease_hours", LEASE_HOURS_MAX)
-    return msgspec.structs.replace(state, title=title, lease_hours=lease_hours)
-
-
-_RULES = {"epoch": _epoch, "member": _member, "config": _config}
-
-
-def _account_keys(body: Body, account: AccountId) -> tuple[bytes, bytes]:
-    sign_pk, kem_pk = body.octets("sign", KEY_BYTES), body.octets("kem", KEY_BYTES)
-    if account != account_id_of(sign_pk):
-        raise LogInvalidError("an account's id is not that of its key")
-    return sign_pk, kem_pk
-
-
-def _role(body: Body) -> Role:
-    text = body.text("role")
-    try:
-        return Role(text)
-    except ValueError as exc:
-        raise UpdateNeededError(f"a role named {text}") from exc
+def invite_id_of(sign_pk: bytes, kem_pk: bytes) -> bytes:
+    """Return the 16 bytes that an invite's two keys certify."""
+    return hashlib.sha256(label("invite") + sign_pk + kem_pk).digest()[:ID_BYTES]

@@ -19,6 +19,7 @@ class QuarantineReason(StrEnum):
     EPOCH = "epoch"
     DEVICE = "device"
     LOG_HEAD = "log_head"
+    CUTOFF = "cutoff"
     ROLE = "role"
     REPLAY = "replay"
     GAP = "gap"
@@ -58,6 +59,7 @@ _FINAL = frozenset(
         QuarantineReason.LAYOUT,
         QuarantineReason.SPACE,
         QuarantineReason.KIND,
+        QuarantineReason.CUTOFF,
         QuarantineReason.ROLE,
         QuarantineReason.REPLAY,
     }

@@ -35,7 +35,7 @@ from twinlock.protocol.envelope import (
 )
 from twinlock.protocol.frames import Entry
 from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
-from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_log import Member, SpaceLogState
 from twinlock.sealing.chains import ChainHead, DeviceChain, Link
 from twinlock.sealing.cipher import open_padded
 from twinlock.sealing.padding import unpad
@@ -106,7 +106,7 @@ class ChainReader(Generic[T]):
         self._heads = dict(heads)
         self._chains: dict[DeviceId, DeviceChain] = {}
         self._authors: dict[DeviceId, tuple[AccountId, bytes]] = {}
-        self._passes: set[tuple[DeviceId, Kind, Epoch, bytes]] = set()
+        self._passes: dict[tuple[DeviceId, Kind, Epoch, bytes], _Pass] = {}
         self._accounts: dict[AccountId, AccountState] = {}
         self.update(log, accounts)
 
@@ -119,7 +119,8 @@ class ChainReader(Generic[T]):
         self._authors = {
             device: (account, record.sign_pk)
             for account, state in self._accounts.items()
-            if account in log.members
+            # What former members wrote stays readable.
+            if log.record_of(account) is not None
             for device, record in (*state.retired.items(), *state.devices.items())
         }
 
@@ -181,11 +182,19 @@ class ChainReader(Generic[T]):
         if _is_malformed(header):
             return QuarantineReason.LAYOUT
         passport = (header.device, header.kind, header.epoch, header.log_head)
-        if passport not in self._passes or header.space != self._space:
-            reason = self._check_author(header)
-            if reason is not None:
-                return reason
-            self._passes.add(passport)
+        known = self._passes.get(passport)
+        if known is None or header.space != self._space:
+            checked = self._check_author(header)
+            if isinstance(checked, QuarantineReason):
+                return checked
+            known = self._passes[passport] = checked
+        # A counter is each envelope's own, so cutoffs are looked at for each.
+        if known.cut is not None and known.cut.is_cut_off(
+            header.device, header.counter, header.kind, known.seq, is_revoked=known.is_revoked
+        ):
+            return QuarantineReason.CUTOFF
+        if not known.is_granted:
+            return QuarantineReason.ROLE
         chain = self._chains.get(header.device)
         if chain is None:
             account, sign_pk = self._authors[header.device]
@@ -193,7 +202,8 @@ class ChainReader(Generic[T]):
             self._chains[header.device] = chain
         return chain, envelope
 
-    def _check_author(self, header: Header) -> QuarantineReason | None:
+    def _check_author(self, header: Header) -> QuarantineReason | _Pass:
+        """Return what holds for every such envelope of the author, or why none of them can count."""
         if header.space != self._space:
             return QuarantineReason.SPACE
         if header.kind not in _STORED_KINDS:
@@ -207,8 +217,15 @@ class ChainReader(Generic[T]):
         seq = self._log.head_prefixes.get(header.log_head)
         if seq is None:
             return QuarantineReason.LOG_HEAD
-        role = self._log.members[author[0]].role_at(seq)
-        return None if role is not None and role.may_write(header.kind) else QuarantineReason.ROLE
+        member = self._log.record_of(author[0])
+        assert member is not None
+        role = member.role_at(seq)
+        return _Pass(
+            seq=seq,
+            is_granted=role is not None and role.may_write(header.kind),
+            cut=member if member.cutoffs else None,
+            is_revoked=header.device in self._accounts[author[0]].retired,
+        )
 
     def _settle(self, chain: DeviceChain, page: _OpenPage) -> None:
         vouched, unvouched = chain.settle()
@@ -264,6 +281,18 @@ class ChainReader(Generic[T]):
             return Opened(source, self._decode(payload, source))
         except TwinlockError as exc:
             return _reason_of_content(exc)
+
+
+class _Pass(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What was found of an author's envelopes of one kind and epoch that name one head of the log.
+
+    `cut` is the author's record where it has cutoffs, None for the common case that it has none.
+    """
+
+    seq: int
+    is_granted: bool
+    cut: Member | None
+    is_revoked: bool
 
 
 class _OpenPage:

@@ -9,7 +9,8 @@ import msgspec
 from twinlock.contracts import Directory, Log
 from twinlock.errors import InternalError, LogInvalidError, RevisionError, TwinlockError, UnknownSpaceError
 from twinlock.ids import LogId, Seq, SpaceId
-from twinlock.protocol.space_log import SpaceLogState, replay_space
+from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.server.buckets import Pace
 from twinlock.server.metrics import Metrics
 from twinlock.server.served_space import Birth, ServedSpace

@@ -38,7 +38,8 @@ from twinlock.protocol.calls import (
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.protocol.limits import LOG_PAGE_ENTRIES_MAX
-from twinlock.protocol.space_log import Role, SpaceLogState, replay_space
+from twinlock.protocol.space_log import Role, SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.server.accounts import check_entries, page_of
 from twinlock.server.hub import Hub
 from twinlock.server.methods import Method

@@ -12,7 +12,7 @@ from twinlock.document.query import Query
 from twinlock.ids import Epoch
 from twinlock.protocol import proofs
 from twinlock.protocol.account_log import replay_account
-from twinlock.protocol.space_log import replay_space
+from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.batch import Batch, DeleteDocument, SetDocument, UpdateDocument
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
 from twinlock.sealing.space_entries import epoch_entry, space_genesis

@@ -11,7 +11,8 @@ from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, SignedEntry
 from twinlock.protocol.frames import Grant, Lease
 from twinlock.protocol.proofs import lease_info, lease_message, pending_message
-from twinlock.protocol.space_log import Role, SpaceLogState, replay_space
+from twinlock.protocol.space_log import Role, SpaceLogState
+from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry, revoke_entry
 from twinlock.sealing.space_entries import epoch_entry, member_entry, space_genesis
 from twinlock.sealing.space_keys import EpochKeys, make_epoch
