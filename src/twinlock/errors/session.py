@@ -171,3 +171,10 @@ class TokenError(TwinlockError):
 
     code, retry = "token_refused", "no"
     fix = "Sign in at the application's identity provider again; check issuer, audience and clock."
+
+
+class IssuerError(TwinlockError):
+    """The keys of the identity provider cannot be fetched just now."""
+
+    code, retry = "issuer_unavailable", "later"
+    fix = "Wait for `retry_after_ms`; the operator checks `oidc_jwks_url`."

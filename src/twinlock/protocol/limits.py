@@ -40,6 +40,8 @@ CLOCK_SKEW_MS_MAX: Final = 5 * 60_000
 """How far a stamp may lie after the entry's receive time before every reader refuses it."""
 
 LEASE_REQUEST_SKEW_MS_MAX: Final = 120_000
+TOKEN_BYTES_MAX: Final = 8 << 10
+"""A token of the application's own issuer."""
 
 DOCUMENT_ID_BYTES_MAX: Final = 256
 COLLECTION_NAME_BYTES_MAX: Final = 256
