@@ -73,5 +73,15 @@ class KeyService(ABC):
         """
 
     @abstractmethod
+    async def tend(self, now_ms: int) -> None:
+        """Do what must be done from time to time, such as rotating root keys; called every minute or so.
+
+        A service in a process of its own does it by itself and makes nothing of this call.
+
+        Raises:
+            StoreError, KeyServiceError, OverloadedError: not now; the next call goes on where this one ended.
+        """
+
+    @abstractmethod
     async def close(self) -> None:
         """Release the store."""

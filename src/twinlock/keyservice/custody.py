@@ -49,8 +49,11 @@ class Custody:
         self._gate = gate
         self._denied = denied
 
-    def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
-        """Check entries by the rules of their log, store them, and return the new head."""
+    def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], now_ms: int) -> LogHead:
+        """Check entries by the rules of their log, store them, and return the new head.
+
+        A space that they shred is denied before they are stored: no crash leaves its keys behind a log that says so.
+        """
         fresh = self._logs.fresh(log, expect_seq, entries)
         before = self._logs.state(log)
         if not fresh:
@@ -59,6 +62,9 @@ class Custody:
             return LogHead(before.seq, before.head)
         after = self._logs.replay(log, fresh)
         taken = self._candidates_of(before, after)
+        if isinstance(after, SpaceLogState) and after.is_shredded:
+            self.deny(after.space, now_ms)
+            taken = {}
         self._logs.store(log, after, fresh)
         for epoch, candidate in taken.items():
             self._keys.promote(SpaceId(log), epoch, candidate)
@@ -98,10 +104,11 @@ class Custody:
         asker = self._ask(asking, request, message)
         record = _record("lease", asking, request.space, request.epochs)
         space = self._space_of_lease(asker, request.space, record)
-        keys = {epoch: self._keys.get(request.space, epoch) for epoch in request.epochs}
+        keys = self._keys.get(request.space, request.epochs)
         binding = _Binding(request.space, asking, _not_after(space, asking.now_ms), request.nonce)
         grants = []
-        for epoch, key in keys.items():
+        for epoch in dict.fromkeys(request.epochs):
+            key = keys.get(epoch)
             if key is None:
                 self._refuse(record, f"there is no epoch {epoch}")
             grants.append(_grant(asker, binding, epoch, key))
@@ -112,8 +119,20 @@ class Custody:
     def deny(self, space: SpaceId, now_ms: int) -> None:
         """Release no key of a space ever again, and delete those that are stored."""
         self._denied.add(space)
-        self._keys.delete(space)
-        self._ledger.append(LedgerRecord(now_ms, "denied", space.hex()))
+        self._keys.note_denied(space)
+        count = self._keys.delete(space)
+        self._ledger.append(LedgerRecord(now_ms, "denied", space.hex(), keys_count=count))
+
+    def apply_deny_list(self, now_ms: int) -> None:
+        """Delete the keys of denied spaces that a restored backup brought back, before anything is answered."""
+        for space in self._keys.denied():
+            # The database knows of one that the list does not: an older list was put back.
+            self._denied.add(space)
+        for space in self._denied:
+            self._keys.note_denied(space)
+            count = self._keys.delete(space)
+            if count:
+                self._ledger.append(LedgerRecord(now_ms, "purged", space.hex(), keys_count=count))
 
     def _ask(self, asking: Asking, request: Lease | CreatePending, message: bytes) -> Asker:
         proof = Proof(request.nonce, request.time_ms, request.signature, message)

@@ -94,6 +94,14 @@ class KeyStore:
         pending = self._connection.execute("DELETE FROM pending WHERE space = ?", (space,))
         return keys.rowcount + pending.rowcount
 
+    def note_denied(self, space: SpaceId) -> None:
+        """Remember a denied space beside its keys, in case the list is lost."""
+        self._connection.execute("INSERT OR IGNORE INTO denied (space) VALUES (?)", (space,))
+
+    def denied(self) -> list[SpaceId]:
+        """Return the spaces that were denied while this database was in use."""
+        return [SpaceId(space) for (space,) in self._connection.execute("SELECT space FROM denied ORDER BY space")]
+
     def has_rows_up_to(self, root_version: int) -> bool:
         """Tell whether anything is wrapped under a version of the root key or one before it."""
         sql = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
+import msgspec
+
 from twinlock.errors import LimitExceededError, LogConflictError, LogInvalidError, StoreError, TwinlockError
 from twinlock.ids import AccountId, LogId, SpaceId, short
 from twinlock.protocol.account_log import AccountState, replay_account
@@ -18,6 +20,13 @@ STATES_CACHED_MAX = 20_000
 _SEQ_MAX = (1 << 32) - 1
 
 LogState = AccountState | SpaceLogState
+
+
+class LogPage(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a log; `has_more` tells that entries follow it."""
+
+    entries: list[SignedEntry]
+    has_more: bool
 
 
 class SignedLogs:
@@ -65,6 +74,22 @@ class SignedLogs:
             "SELECT body, sig FROM entries WHERE log = ? AND seq > ? ORDER BY seq", (log, after_seq)
         )
         return [SignedEntry(body, sig) for body, sig in rows]
+
+    def page(self, log: LogId, after_seq: int, bytes_max: int) -> LogPage:
+        """Return the entries after the first `after_seq` up to about `bytes_max`, at least one if there is any."""
+        after_seq = max(0, min(after_seq, _SEQ_MAX))
+        rows = self._connection.execute(
+            "SELECT body, sig FROM entries WHERE log = ? AND seq > ? ORDER BY seq", (log, after_seq)
+        )
+        entries: list[SignedEntry] = []
+        size = 0
+        for body, sig in rows:
+            if entries and size + len(body) > bytes_max:
+                rows.close()
+                return LogPage(entries, has_more=True)
+            entries.append(SignedEntry(body, sig))
+            size += len(body) + len(sig)
+        return LogPage(entries, has_more=False)
 
     def fresh(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> list[SignedEntry]:
         """Return those of the entries that the log does not have yet; the others must be the same bytes.

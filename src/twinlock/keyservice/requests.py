@@ -86,8 +86,12 @@ class RequestGate:
         self._use_nonce(device, proof, now_ms)
         return Asker(state, device, record, device in state.revoked)
 
-    def _use_nonce(self, device: DeviceId, proof: Proof, now_ms: int) -> None:
+    def forget_nonces(self, now_ms: int) -> None:
+        """Drop nonces whose time can no longer be taken."""
         self._connection.execute("DELETE FROM nonces WHERE expires_ms < ?", (now_ms,))
+
+    def _use_nonce(self, device: DeviceId, proof: Proof, now_ms: int) -> None:
+        self.forget_nonces(now_ms)
         used = self._connection.execute(
             "INSERT OR IGNORE INTO nonces (device, nonce, expires_ms) VALUES (?, ?, ?)",
             (device, proof.nonce, proof.time_ms + LEASE_REQUEST_SKEW_MS_MAX),

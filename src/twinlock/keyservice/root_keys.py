@@ -86,7 +86,9 @@ class RootKeys:
         self._destroy("version <= ?", (version,), now_ms)
 
     def _destroy(self, which: str, values: Sequence[int], now_ms: int) -> list[int]:
-        sql = f"SELECT version FROM root_versions WHERE retired_ms > 0 AND destroyed_ms = 0 AND {which} ORDER BY version"  # noqa: S608 - no value of others
+        sql = (
+            f"SELECT version FROM root_versions WHERE retired_ms > 0 AND destroyed_ms = 0 AND {which} ORDER BY version"  # noqa: S608 - no value of others
+        )
         versions = [int(version) for (version,) in self._connection.execute(sql, values)]
         if not versions:
             return []

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import os
-import sqlite3
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from twinlock.contracts.keys import Asking, KeyService
 from twinlock.errors import StoreError
 from twinlock.ids import LogId, SpaceId
 from twinlock.keyservice.custody import Custody
-from twinlock.keyservice.database import lock_database, meta, open_database
+from twinlock.keyservice.database import SCHEMA_VERSION, lock_database, meta, open_database
 from twinlock.keyservice.deny_list import DenyList
 from twinlock.keyservice.key_store import KeyStore
 from twinlock.keyservice.ledger import Ledger, LedgerRecord, LedgerReport
-from twinlock.keyservice.logs import SignedLogs
+from twinlock.keyservice.logs import LogPage, SignedLogs
 from twinlock.keyservice.rates import RateLimit
 from twinlock.keyservice.requests import RequestGate
-from twinlock.keyservice.settings import KeyServiceSettings
+from twinlock.keyservice.root_keys import RootKeys, make_ledger_key, read_ledger_key
+from twinlock.keyservice.settings import DAY_MS, KeyServiceSettings
 from twinlock.keyservice.worker import Worker
 from twinlock.keyservice.wrapper import KeyWrapper
 from twinlock.keyservice.wrappers import open_wrapper
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
 from twinlock.protocol.frames import Lease, Leases
-from twinlock.protocol.labels import label
 
 DATABASE_NAME = "keyservice.db"
 DENY_LIST_NAME = "denied.txt"
-_LEDGER_KEY_BYTES = 32
+
+
+def wall_clock_ms() -> int:
+    """Return the time in ms since 1970 (UTC)."""
+    return time.time_ns() // 1_000_000
 
 
 class LocalKeyService(KeyService):
@@ -37,36 +41,54 @@ class LocalKeyService(KeyService):
     __slots__ = (
         "_connection",
         "_custody",
+        "_gate",
+        "_is_tending",
         "_keys",
-        "_keyservice_id",
         "_ledger",
         "_lock",
         "_logs",
+        "_now_ms",
+        "_root_keys",
+        "_settings",
         "_worker",
         "_wrapper",
     )
 
-    def __init__(self, folder: Path, lock: int, settings: KeyServiceSettings, wrapper: KeyWrapper | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        lock: int,
+        settings: KeyServiceSettings,
+        wrapper: KeyWrapper | None,
+        now_ms: Callable[[], int],
+    ) -> None:
         self._lock = lock
-        connection, is_new = open_database(folder / DATABASE_NAME)
+        self._settings = settings
+        self._now_ms = now_ms
+        self._is_tending = False
+        opened = open_database(folder / DATABASE_NAME)
+        self._connection = connection = opened.connection
         try:
-            denied = DenyList(Path(settings.deny_list_file or folder / DENY_LIST_NAME))
+            is_new = opened.before == 0
+            may_make_list = opened.before < SCHEMA_VERSION
+            denied = DenyList(Path(settings.deny_list_file or folder / DENY_LIST_NAME), may_make=may_make_list)
             self._wrapper = wrapper or open_wrapper(settings, folder, is_new)
-            keyservice_id = meta(connection, "keyservice_id")
-            ledger_key = _ledger_key(connection, self._wrapper, keyservice_id, is_new)
+            identity = meta(connection, "keyservice_id")
+            ledger_key = (make_ledger_key if is_new else read_ledger_key)(connection, self._wrapper, identity)
             self._ledger = Ledger(connection, ledger_key)
             if is_new:
                 self._ledger.begin()
-                connection.execute("COMMIT")
+            self._logs = SignedLogs(connection)
+            self._keys = KeyStore(connection, self._wrapper, identity)
+            self._root_keys = RootKeys(connection, self._wrapper, self._keys, self._ledger, identity)
+            rates = RateLimit(settings.requests_burst, settings.requests_per_second)
+            self._gate = RequestGate(connection, self._logs, rates)
+            self._custody = Custody(self._logs, self._keys, self._ledger, self._gate, denied)
+            self._custody.apply_deny_list(now_ms())
+            connection.execute("COMMIT")
         except BaseException:
             connection.close()
             raise
-        self._logs = SignedLogs(connection)
-        self._connection = connection
-        self._keyservice_id = keyservice_id
-        self._keys = KeyStore(connection, self._wrapper, keyservice_id)
-        gate = RequestGate(connection, self._logs, RateLimit(settings.requests_burst, settings.requests_per_second))
-        self._custody = Custody(self._logs, self._keys, self._ledger, gate, denied)
         self._worker = Worker(connection, self._forget)
 
     @classmethod
@@ -75,13 +97,18 @@ class LocalKeyService(KeyService):
         folder: str | os.PathLike[str],
         settings: KeyServiceSettings | None = None,
         wrapper: KeyWrapper | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
     ) -> LocalKeyService:
         """Open or create a key service, with the given wrapper or the one that the settings name.
 
+        Keys of denied spaces that a restored backup brought back are deleted before this returns. `now_ms` is the
+        clock of what nobody asked for, such as the record of a denial.
+
         Raises:
-            StoreError: the folder cannot be used, another process has it, or the root key is not the one that
-                wrapped the database: a root key is only ever made together with its database.
+            StoreError: the folder cannot be used, another process has it, the deny list is missing, or the root key
+                is not the one that wrapped the database: a root key is only ever made together with its database.
             UpdateNeededError: a newer version of Twinlock wrote it.
+            KeyServiceError: what holds the root key does not answer.
         """
         path = Path(folder)
         try:
@@ -90,18 +117,22 @@ class LocalKeyService(KeyService):
         except OSError as exc:
             raise StoreError(f"{path.name}: {exc.strerror}") from exc
         try:
-            return cls(path, lock, settings or KeyServiceSettings(), wrapper)
+            return cls(path, lock, settings or KeyServiceSettings(), wrapper, now_ms)
         except BaseException:
             os.close(lock)
             raise
 
     async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
         """Check entries by the rules of their log, store them durably, and return the new head."""
-        return await self._worker.run(lambda: self._custody.append_log(log, expect_seq, entries))
+        return await self._worker.run(lambda: self._custody.append_log(log, expect_seq, entries, self._now_ms()))
 
     async def read_log(self, log: LogId, after_seq: int) -> list[SignedEntry]:
         """Return the entries of a log after the first `after_seq`."""
         return await self._worker.run(lambda: self._logs.read(log, after_seq))
+
+    async def read_log_page(self, log: LogId, after_seq: int, bytes_max: int) -> LogPage:
+        """Return a part of a log, for callers that may not hold all of it at once."""
+        return await self._worker.run(lambda: self._logs.page(log, after_seq, bytes_max))
 
     async def create_pending(self, asking: Asking, request: CreatePending) -> CreatePendingResult:
         """Make a fresh service key for a coming epoch, store it durably, and seal it to the device that asked."""
@@ -115,20 +146,41 @@ class LocalKeyService(KeyService):
         """Release no key of a space ever again; its keys are deleted."""
         await self._worker.run(lambda: self._custody.deny(space, now_ms))
 
+    async def tend(self, now_ms: int) -> None:
+        """Rotate the root key if it is old enough, wrap what is stored anew, destroy versions past `backup_days`.
+
+        All of it is done in small pieces, between which others are answered; what a crash interrupts goes on the next
+        time. A second call while one is at work does nothing.
+        """
+        if self._is_tending:
+            return
+        self._is_tending = True
+        try:
+            settings = self._settings
+            rotation_ms, backup_ms = int(settings.root_rotation_days * DAY_MS), int(settings.backup_days * DAY_MS)
+            await self._worker.run(lambda: self._forget_old(now_ms))
+            if rotation_ms:
+                await self._worker.run(lambda: self._root_keys.rotate_if_due(now_ms, rotation_ms))
+            await self._rewrap(now_ms)
+            await self._worker.run(lambda: self._root_keys.destroy_due(now_ms, backup_ms))
+        finally:
+            self._is_tending = False
+
     async def rotate_root_key(self) -> int:
         """Make a new version of the root key, wrap everything under it, and return how many keys that were.
 
         The old version stays for the sake of backups until it is destroyed.
         """
-        return await self._worker.run(self._rotate)
+        await self._worker.run(lambda: self._root_keys.rotate(self._now_ms()))
+        return await self._rewrap(self._now_ms())
 
     async def destroy_root_key_version(self, version: int) -> None:
-        """Forget an old version of the root key: what backups still hold under it is dead then.
+        """Forget an old version of the root key, with all before it: what backups hold under it is dead then.
 
         Raises:
-            StoreError: it is the active one.
+            StoreError: it is the active one, or something is still wrapped under it.
         """
-        await self._worker.run(lambda: self._wrapper.destroy_version(version))
+        await self._worker.run(lambda: self._root_keys.destroy(version, self._now_ms()))
 
     async def verify_ledger(self) -> LedgerReport:
         """Check the whole ledger."""
@@ -144,29 +196,19 @@ class LocalKeyService(KeyService):
             return
         lock, self._lock = self._lock, -1
         await self._worker.close()
+        self._wrapper.close()
         os.close(lock)
 
-    def _rotate(self) -> int:
-        self._wrapper.rotate()
-        context = _ledger_context(self._keyservice_id)
-        wrapped = self._wrapper.rewrap(meta(self._connection, "ledger_key"), context)
-        self._connection.execute("UPDATE meta SET value = ? WHERE name = 'ledger_key'", (wrapped,))
-        return self._keys.rewrap()
+    async def _rewrap(self, now_ms: int) -> int:
+        count = 0
+        while rows := await self._worker.run(lambda: self._root_keys.rewrap(now_ms)):
+            count += rows
+        return count
+
+    def _forget_old(self, now_ms: int) -> None:
+        self._keys.forget_pending(now_ms)
+        self._gate.forget_nonces(now_ms)
 
     def _forget(self) -> None:
         self._logs.forget()
         self._ledger.reload()
-
-
-def _ledger_key(connection: sqlite3.Connection, wrapper: KeyWrapper, keyservice_id: bytes, is_new: bool) -> bytes:
-    """Return the key of the ledger's head. It is wrapped like the rest, so it also shows that the root key fits."""
-    context = _ledger_context(keyservice_id)
-    if is_new:
-        key = os.urandom(_LEDGER_KEY_BYTES)
-        connection.execute("INSERT INTO meta VALUES ('ledger_key', ?)", (wrapper.wrap(key, context),))
-        return key
-    return wrapper.unwrap(meta(connection, "ledger_key"), context)
-
-
-def _ledger_context(keyservice_id: bytes) -> bytes:
-    return label("kw-ledger", keyservice_id)

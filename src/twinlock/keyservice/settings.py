@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+DAY_MS = 86_400_000
 FILE_WRAPPER = "file"
 OPENBAO_WRAPPER = "openbao"
 
