@@ -9,6 +9,7 @@ import socket
 import ssl
 import sys
 import time
+from collections.abc import Callable
 
 import structlog
 import uvicorn
@@ -123,7 +124,7 @@ class Server:
                 services = build_services(self.settings, stores, Tasks(group), self.metrics, heartbeat)
                 origins = self.settings.origins_at(self.port)
                 dispatcher = Dispatcher(services, origins)
-                sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, now_ms)
+                sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, wall_clock_ms)
                 http = build_http(self.metrics, lambda: self._is_ready(stores))
                 web = _web_server(http, sync, tls)
                 await web.startup(sockets=[listener])
@@ -182,13 +183,18 @@ async def _run(settings: Settings) -> None:
     await server.wait_stopped()
 
 
-def now_ms() -> int:
+def wall_clock_ms() -> int:
     """Return the wall clock, in ms since 1970 (UTC)."""
     return time.time_ns() // 1_000_000
 
 
 def build_services(
-    settings: Settings, stores: Stores, tasks: Tasks, metrics: Metrics, heartbeat: Heartbeat
+    settings: Settings,
+    stores: Stores,
+    tasks: Tasks,
+    metrics: Metrics,
+    heartbeat: Heartbeat,
+    now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Services:
     """Put the parts together that stand behind the sync socket."""
     logs = SignedLogs(stores.directory, stores.keys)
@@ -270,7 +276,7 @@ async def _clean_for_ever(services: Services) -> None:
     while True:
         await asyncio.sleep(settings.clean_interval_s or 60.0)
         try:
-            deleted = await services.log.clean(now_ms() - int(settings.grace_days * DAY_MS))
+            deleted = await services.log.clean(services.now_ms() - int(settings.grace_days * DAY_MS))
         except TwinlockError as error:
             logger.warning("cleaning failed", code=error.code)
         else:
