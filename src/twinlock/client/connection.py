@@ -16,7 +16,7 @@ import msgspec
 from twinlock.client.backoff import Backoff
 from twinlock.client.device_clock import DeviceClock
 from twinlock.client.status import Status, StatusBoard
-from twinlock.client.transport import Address, Transport, open_transport
+from twinlock.client.transport import Address, Dial, Transport, open_transport
 from twinlock.errors import InternalError, MalformedFrameError, OfflineError, TwinlockError
 from twinlock.protocol.client import ClientIdentity, ClientSession, Event, Replied, Welcomed
 from twinlock.protocol.frames import Goaway
@@ -62,6 +62,7 @@ class Connection:
         board: where the status is shown.
         clock: corrected at every welcome.
         entropy: the source of nonces and of the jitter.
+        dial: opens the socket.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Connection:
         board: StatusBoard,
         clock: DeviceClock,
         entropy: Entropy,
+        dial: Dial = open_transport,
     ) -> None:
+        self._dial = dial
         self._address = address
         self._identity = identity
         self._server_id = server_id
@@ -169,7 +172,7 @@ class Connection:
         """Serve one session to its end; return why it ended."""
         failure: TwinlockError = OfflineError("the connection ended")
         try:
-            async with open_transport(self._address) as transport:
+            async with self._dial(self._address) as transport:
                 await self._serve(transport, peer)
         except* TwinlockError as group:
             failure = _first(group)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -72,8 +73,30 @@ def parse_address(url: str) -> Address:
     return Address(f"{scheme}://{host}:{port}", parts.hostname)
 
 
-class Transport:
-    """One open socket. Every failure of the network is an OfflineError."""
+class Transport(ABC):
+    """One open connection for whole messages. Every failure of the network is an OfflineError."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    async def send(self, message: bytes) -> None:
+        """Send one message; waits while there is no room for it."""
+
+    @abstractmethod
+    def send_now(self, message: bytes) -> bool:
+        """Send one message without waiting; return False, with nothing sent, if `send` has to wait for room."""
+
+    @abstractmethod
+    async def receive(self) -> bytes:
+        """Return the next message."""
+
+
+Dial = Callable[[Address], AbstractAsyncContextManager[Transport]]
+"""Opens a connection to a server, and closes it at the end."""
+
+
+class SocketTransport(Transport):
+    """One open WebSocket."""
 
     __slots__ = ("_socket",)
 
@@ -141,6 +164,6 @@ async def open_transport(address: Address) -> AsyncIterator[Transport]:
     except (OSError, TimeoutError, WebSocketException) as exc:
         raise OfflineError(f"{address.origin}: {type(exc).__name__}") from exc
     try:
-        yield Transport(socket)
+        yield SocketTransport(socket)
     finally:
         await socket.close()
