@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
 
+from twinlock.client.chores import Chores
 from twinlock.client.connection import Connection, Peer
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.leases import LeaseKeeper, LeaseNews
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import StatusBoard
@@ -16,7 +17,6 @@ from twinlock.errors import (
     ClosedError,
     DeviceRevokedError,
     LeaseExpiredError,
-    LeaseRefusedError,
     LogForkError,
     StoreError,
     TwinlockError,
@@ -33,11 +33,8 @@ logger = logging.getLogger(__name__)
 
 TEND_INTERVAL_MS = 1_000
 TEND_INTERVAL_MS_MIN = 20
-LEASE_RETRY_MS = 30_000
 FLUSH_DELAY_S = 0.03
 """What came from the server is committed together after so long, or with the next write of this device."""
-
-Chore = Callable[[], Awaitable[None]]
 
 
 class Courier(Peer):
@@ -48,10 +45,8 @@ class Courier(Peer):
         self._connection = connection
         self._board = board
         self._logs = LogReader(context, connection)
-        self._chores: dict[str, Chore] = {}
-        self._missed: dict[str, Chore] = {}
-        self._chores_ready = asyncio.Event()
-        self._busy = False
+        self._leases = LeaseKeeper(context, connection)
+        self._chores = Chores(self._on_chore_failed, self._check_waiters)
         self._pushes: deque[tuple[SpaceId, list[bytes]]] = deque()
         self._flush_timer: asyncio.TimerHandle | None = None
         self.incarnation = Incarnation(b"")
@@ -72,7 +67,7 @@ class Courier(Peer):
         self._show_locked()
         if self._session() is not None:
             self._attach(runtime)
-            self._renew(runtime)
+            self._leases.renew(runtime)
         return runtime
 
     async def adopt(self, runtime: SpaceRuntime) -> SpaceRuntime:
@@ -96,7 +91,7 @@ class Courier(Peer):
         for runtime in self.runtimes.values():
             if not runtime.is_locked and runtime.keyring.locked(now_ms):
                 self._lock(runtime)
-            self._renew(runtime)
+            self._leases.renew(runtime)
         self._show_locked()
         self._flush()
         if self._wake_ms(now_ms) <= now_ms:
@@ -114,25 +109,11 @@ class Courier(Peer):
 
     async def do_chores(self) -> None:
         """Do what takes calls to the server, one after the other, for ever."""
-        while True:
-            await self._chores_ready.wait()
-            self._chores_ready.clear()
-            while self._chores:
-                name = next(iter(self._chores))
-                chore = self._chores.pop(name)
-                self._busy = True
-                try:
-                    await chore()
-                except TwinlockError as exc:
-                    # It comes again with the next connection, or with the next sign that it is needed.
-                    if not name.startswith("cut "):
-                        self._missed[name] = chore
-                    logger.info("a chore failed", extra={"chore": name, "code": exc.code})
-                    if isinstance(exc, LogForkError):
-                        self._connection.last_error = exc
-                finally:
-                    self._busy = False
-            self._check_waiters()
+        await self._chores.run()
+
+    def _on_chore_failed(self, error: TwinlockError) -> None:
+        if isinstance(error, LogForkError):
+            self._connection.last_error = error
 
     def close(self) -> None:
         """Close every space."""
@@ -158,11 +139,9 @@ class Courier(Peer):
         for runtime in self.runtimes.values():
             runtime.keyring.note_trusted_time(now_ms)
             self._attach(runtime)
-            self._renew(runtime)
-        self._add_chore("account", self._read_account)
-        missed, self._missed = self._missed, {}
-        for name, chore in missed.items():
-            self._add_chore(name, chore)
+            self._leases.renew(runtime)
+        self._chores.add("account", self._read_account)
+        self._chores.add_missed()
 
     def on_event(self, event: Event) -> None:
         """Take in one event of the session."""
@@ -240,8 +219,7 @@ class Courier(Peer):
         self._pushes.clear()
         for runtime in self.runtimes.values():
             runtime.attached = False
-            runtime.lease_nonce = b""
-            runtime.lease_retry_ms = 0
+            self._leases.forget_requests(runtime)
             if runtime.replica is not None:
                 runtime.replica.on_disconnected()
 
@@ -264,7 +242,7 @@ class Courier(Peer):
     def is_synced(self) -> bool:
         """Tell whether the server has all writes, and this device all that the server had."""
         # A log that is being read may open what was delivered before it.
-        return not (self._chores or self._busy) and all(
+        return self._chores.is_idle and all(
             runtime.attached
             and runtime.replica is not None
             and not runtime.replica.syncing
@@ -283,7 +261,7 @@ class Courier(Peer):
 
     async def settled(self) -> None:
         """Wait until what a new connection asks for has been answered: spaces, logs, keys."""
-        while self._chores or self._busy or any(runtime.lease_nonce for runtime in self.runtimes.values()):
+        while not self._chores.is_idle or any(runtime.lease_nonce for runtime in self.runtimes.values()):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiters.append(waiter)
             await waiter
@@ -301,30 +279,12 @@ class Courier(Peer):
         self._detach(runtime)
         runtime.lock()
 
-    def _renew(self, runtime: SpaceRuntime) -> None:
-        session = self._session()
-        now_ms = self._now_ms()
-        if session is None or runtime.lease_nonce or now_ms < runtime.lease_retry_ms:
-            return
-        wanted = runtime.keyring.wanted_epochs(now_ms)
-        if wanted:
-            runtime.lease_nonce = session.request_lease(runtime.space, wanted, now_ms)
-            self._connection.output()
-
     def _on_leases(self, runtime: SpaceRuntime, frame: Leases, now_ms: int) -> None:
-        nonce, runtime.lease_nonce = runtime.lease_nonce, b""
-        try:
-            if runtime.keyring.on_leases(frame, nonce, self.incarnation, now_ms):
-                self._want_logs(runtime)
-        except TwinlockError as exc:
-            logger.warning("no lease", extra={"space": runtime.space.hex(), "code": exc.code})
-            self._connection.last_error = exc
-            runtime.is_refused = isinstance(exc, LeaseRefusedError)
-            runtime.lease_retry_ms = now_ms + max(exc.retry_after_ms, LEASE_RETRY_MS)
+        news = self._leases.take(runtime, frame, self.incarnation)
+        if news is LeaseNews.NOTHING:
             self._check_waiters()
             return
-        runtime.is_refused = False
-        if not runtime.keyring.has_member_key:
+        if news is LeaseNews.LOG_GROWN:
             self._want_logs(runtime)
         was_locked = runtime.is_locked
         runtime.keys_changed(now_ms)
@@ -383,7 +343,7 @@ class Courier(Peer):
                 case events.LogsWanted():
                     self._want_logs(runtime)
                 case events.LeaseWanted():
-                    self._renew(runtime)
+                    self._leases.renew(runtime)
                 case events.PushHeld():
                     logger.info("held back", extra={"space": runtime.space.hex(), "code": event.code})
                 case events.CutWanted() | events.KeyringRowsWanted():
@@ -391,7 +351,7 @@ class Courier(Peer):
 
     def _want_call(self, runtime: SpaceRuntime, event: events.CutWanted | events.KeyringRowsWanted) -> None:
         if isinstance(event, events.KeyringRowsWanted):
-            self._add_chore(f"keyring {runtime.space.hex()}", lambda: self._logs.put_keyring_row(runtime))
+            self._chores.add(f"keyring {runtime.space.hex()}", lambda: self._logs.put_keyring_row(runtime))
             return
 
         async def cut() -> None:
@@ -403,7 +363,7 @@ class Courier(Peer):
                     runtime.replica.on_cut(result, self._now_ms())
                     self._connection.wake()
 
-        self._add_chore(f"cut {runtime.space.hex()}", cut)
+        self._chores.add(f"cut {runtime.space.hex()}", cut)
 
     def _on_notice(self, notice: Notice) -> None:
         runtime = self.runtimes.get(SpaceId(notice.space))
@@ -411,7 +371,7 @@ class Courier(Peer):
             if runtime is not None:
                 self._want_logs(runtime)
             else:
-                self._add_chore("account", self._read_account)
+                self._chores.add("account", self._read_account)
             return
         error = error_from_code(notice.code, notice.detail, notice.retry_after_ms)
         self._connection.last_error = error
@@ -430,12 +390,12 @@ class Courier(Peer):
             if await self._logs.read(runtime):
                 runtime.keys_changed(self._now_ms())
                 self._attach_if_new(runtime)
-            self._renew(runtime)
+            self._leases.renew(runtime)
             self._connection.wake()
             if unknown & runtime.of_unknown_heads():
                 raise LogForkError("a member's device knows entries of a space's log that the server does not show")
 
-        self._add_chore(f"logs {runtime.space.hex()}", read)
+        self._chores.add(f"logs {runtime.space.hex()}", read)
 
     def _attach_if_new(self, runtime: SpaceRuntime) -> None:
         session = self._session()
@@ -448,10 +408,6 @@ class Courier(Peer):
         for space in await self._logs.spaces():
             if space not in self.runtimes:
                 self.add(await self._logs.new_space(space))
-
-    def _add_chore(self, name: str, chore: Chore) -> None:
-        self._chores.setdefault(name, chore)
-        self._chores_ready.set()
 
     def _session(self) -> ClientSession | None:
         return self._connection.session
