@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import ipaddress
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from twinlock.process.settings_file import SettingsError, check_reach, is_loopback_host, is_loopback_url, read_values
+
 ENVIRONMENT_PREFIX = "TWINLOCK_"
 MEMORY_ENGINE = "memory:"
 SQLITE_ENGINE = "sqlite"
-
-
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong form, or unsafe together with another."""
+_LISTS = ("origins", "browser_origins")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,6 +46,15 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     unlocker_tries_per_min: int = 10
     sign_ups_per_min: int = 30
 
+    pairing_tries_per_min: int = 30
+
+    oidc_issuer: str = ""
+    oidc_audience: str = ""
+    oidc_jwks_url: str = ""
+    oidc_required: bool = False
+    oidc_leeway_s: float = 10.0
+    oidc_refetch_s: float = 10.0
+
     grace_days: float = 7.0
     clean_interval_s: float = 60.0
     spaces_cached_max: int = 10_000
@@ -58,17 +64,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def is_loopback(self) -> bool:
         """Tell whether only this machine can reach the server."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback_host(self.host)
 
     @property
     def uses_tls(self) -> bool:
         """Tell whether the server itself speaks TLS."""
         return bool(self.tls_certificate)
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Tell whether the tokens of an issuer of the application's own sign in here."""
+        return bool(self.oidc_issuer)
 
     @property
     def in_memory(self) -> bool:
@@ -83,23 +89,27 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """
         if self.engine not in (SQLITE_ENGINE, MEMORY_ENGINE):
             raise SettingsError(f"engine {self.engine!r} is not known: use {SQLITE_ENGINE!r} or {MEMORY_ENGINE!r}")
-        if bool(self.tls_certificate) != bool(self.tls_key):
-            raise SettingsError("tls_certificate and tls_key belong together: give both or none")
-        if not self.is_loopback and not (self.uses_tls or self.behind_proxy):
-            raise SettingsError(
-                f"host {self.host} can be reached by others: give tls_certificate and tls_key, "
-                "or set behind_proxy = true if a proxy in front ends TLS"
-            )
+        check_reach(self.host, self.tls_certificate, self.tls_key, self.behind_proxy, self.port)
         if not self.is_loopback and not self.origins:
             raise SettingsError(
                 "origins is missing: list the addresses that clients dial, such as wss://sync.example.org"
             )
-        if not 0 <= self.port <= 65_535:
-            raise SettingsError(f"port {self.port} does not exist")
+        self._check_tokens()
         for name, value in msgspec.structs.asdict(self).items():
             if isinstance(value, int | float) and value < 0:
                 raise SettingsError(f"{name} = {value} is negative")
         return self
+
+    def _check_tokens(self) -> None:
+        given = (bool(self.oidc_issuer), bool(self.oidc_audience), bool(self.oidc_jwks_url))
+        if any(given) and not all(given):
+            raise SettingsError("oidc_issuer, oidc_audience and oidc_jwks_url belong together: give all or none")
+        if self.oidc_required and not self.oidc_issuer:
+            raise SettingsError("oidc_required needs oidc_issuer, oidc_audience and oidc_jwks_url")
+        if self.oidc_jwks_url and not self.oidc_jwks_url.startswith("https://"):
+            is_here = self.oidc_jwks_url.startswith("http://") and is_loopback_url(self.oidc_jwks_url)
+            if not is_here:
+                raise SettingsError(f"oidc_jwks_url {self.oidc_jwks_url!r}: whoever fetches keys must use https")
 
     def origins_at(self, port: int) -> frozenset[str]:
         """Return every origin that a hello may name; on loopback without `origins`, this machine's own names."""
@@ -115,23 +125,9 @@ def load_settings(file: Path | None, environment: Mapping[str, str], **overrides
     Raises:
         SettingsError: something is unknown, malformed or unsafe.
     """
-    values: dict[str, Any] = {}
     try:
-        if file is not None:
-            values.update(tomllib.loads(file.read_text(encoding="utf-8")))
-        values.update(_from_environment(environment))
+        values = read_values(file, environment, ENVIRONMENT_PREFIX, Settings.__struct_fields__, _LISTS)
         values.update({name: value for name, value in overrides.items() if value is not None})
         return msgspec.convert(values, Settings, strict=False).check()
-    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as exc:
+    except msgspec.ValidationError as exc:
         raise SettingsError(str(exc)) from exc
-
-
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Pick the settings out of the environment; lists are separated by commas."""
-    found: dict[str, Any] = {}
-    for name in Settings.__struct_fields__:
-        text = environment.get(ENVIRONMENT_PREFIX + name.upper())
-        if text is not None:
-            is_list = name in ("origins", "browser_origins")
-            found[name] = [part.strip() for part in text.split(",") if part.strip()] if is_list else text
-    return found
