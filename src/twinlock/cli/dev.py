@@ -48,8 +48,8 @@ def dev(
 
 async def _dev(wanted_port: int | None, folder: Path | None) -> None:
     from twinlock.client.profile import data_folder, default_profile
+    from twinlock.process import configure_logs
     from twinlock.server.app import Server
-    from twinlock.server.logs import configure_logs
     from twinlock.server.settings import Settings
 
     place = folder or data_folder() / "dev"
@@ -80,7 +80,7 @@ def _port_of(place: Path, wanted: int | None) -> int:
 
 
 async def _start(server: Server, port: int) -> None:
-    from twinlock.server.settings import SettingsError
+    from twinlock.process import SettingsError
 
     try:
         await server.start()

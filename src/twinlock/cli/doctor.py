@@ -173,7 +173,8 @@ def _clock() -> Iterator[Finding]:
 def _settings(config: Path | None, data: Path | None) -> Iterator[Finding]:
     if find_spec("twinlock.server") is None:
         return
-    from twinlock.server.settings import SettingsError, load_settings
+    from twinlock.process import SettingsError
+    from twinlock.server.settings import load_settings
 
     try:
         settings = load_settings(config, os.environ, data=str(data) if data else None)

@@ -21,7 +21,8 @@ DataFolder = Annotated[str | None, typer.Option("--data", help="The folder of th
 
 def read_settings(config: Path | None, **overrides: object) -> Settings:
     """Read the settings; ends the command with what is wrong with them."""
-    from twinlock.server.settings import SettingsError, load_settings
+    from twinlock.process import SettingsError
+    from twinlock.server.settings import load_settings
 
     try:
         return load_settings(config, os.environ, **overrides)
@@ -42,8 +43,8 @@ def serve(
     """
     need_server_parts()
     settings = read_settings(config, data=data, host=host, port=port)
+    from twinlock.process import SettingsError
     from twinlock.server.app import run
-    from twinlock.server.settings import SettingsError
 
     try:
         with errors_shown():

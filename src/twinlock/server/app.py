@@ -12,11 +12,10 @@ import time
 from collections.abc import Callable
 
 import structlog
-import uvicorn
 import uvloop
-from litestar import Litestar
 
 from twinlock.errors import TwinlockError
+from twinlock.process import configure_logs, listen, tls_context, web_server
 from twinlock.server.accounts import Accounts
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
@@ -26,12 +25,11 @@ from twinlock.server.drain import drain, revoke_devices
 from twinlock.server.heartbeat import Heartbeat
 from twinlock.server.http import build_http
 from twinlock.server.hub import Hub
-from twinlock.server.logs import configure_logs
 from twinlock.server.metrics import Metrics
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.services import Services
 from twinlock.server.session import Dispatcher
-from twinlock.server.settings import Settings, SettingsError
+from twinlock.server.settings import Settings
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.spaces import Spaces
 from twinlock.server.stores import Stores, open_stores
@@ -40,7 +38,6 @@ from twinlock.server.websocket import SyncSocket
 
 logger = structlog.get_logger(__name__)
 
-BACKLOG = 4096
 PROBE_KEY = "probe"
 PROBE_TIMEOUT_S = 2.0
 DAY_MS = 86_400_000
@@ -103,8 +100,8 @@ class Server:
         self._stop_asked.set()
 
     async def _serve(self, started: asyncio.Future[None]) -> None:
-        tls = _tls_context(self.settings)
-        listener = _listen(self.settings)
+        tls = tls_context(self.settings.tls_certificate, self.settings.tls_key)
+        listener = listen(self.settings.host, self.settings.port)
         try:
             self.port = listener.getsockname()[1]
             stores = self._given_stores or await open_stores(self.settings)
@@ -126,7 +123,7 @@ class Server:
                 dispatcher = Dispatcher(services, origins)
                 sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, wall_clock_ms)
                 http = build_http(self.metrics, lambda: self._is_ready(stores))
-                web = _web_server(http, sync, tls)
+                web = web_server(http, tls, sync)
                 await web.startup(sockets=[listener])
                 turning = group.create_task(web.main_loop())
                 services.tasks.spawn(_clean_for_ever(services), "clean")
@@ -222,56 +219,8 @@ def build_services(
     )
 
 
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((settings.host, settings.port))
-    except OSError as exc:
-        listener.close()
-        raise SettingsError(f"cannot listen on {settings.host}, port {settings.port}: {exc.strerror}") from exc
-    listener.setblocking(False)
-    return listener
-
-
-def _tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Read the certificate files; TLS 1.3 is the oldest version that is spoken. See spec/protocol.md, section 1."""
-    if not settings.uses_tls:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    except OSError as exc:
-        files = f"{settings.tls_certificate} and {settings.tls_key}"
-        raise SettingsError(f"{files} are no certificate and its key: {exc.strerror or exc}") from exc
-    return context
-
-
-def _web_server(http: Litestar, sync: SyncSocket, tls: ssl.SSLContext | None) -> uvicorn.Server:
-    config = uvicorn.Config(
-        http,
-        loop="none",
-        http="httptools",
-        ws=sync,  # type: ignore[arg-type]  # Any callable that returns a protocol works; the types know classes only.
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        backlog=BACKLOG,
-        ssl_context_factory=None if tls is None else lambda config, default: tls,
-        timeout_graceful_shutdown=1,
-    )
-    config.load()
-    server = uvicorn.Server(config)
-    server.lifespan = config.lifespan_class(config)
-    return server
-
-
 async def _clean_for_ever(services: Services) -> None:
-    """Delete what was cut longer ago than the grace."""
+    """Delete what was cut longer ago than the grace, and have the key service do what it must from time to time."""
     settings = services.settings
     while True:
         await asyncio.sleep(settings.clean_interval_s or 60.0)
@@ -281,3 +230,7 @@ async def _clean_for_ever(services: Services) -> None:
             logger.warning("cleaning failed", code=error.code)
         else:
             services.metrics.cleaned.inc(deleted)
+        try:
+            await services.keys.tend(services.now_ms())
+        except TwinlockError as error:
+            logger.warning("the key service could not be tended", code=error.code)

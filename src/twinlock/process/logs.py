@@ -9,7 +9,7 @@ import structlog
 
 
 def configure_logs(level: str) -> None:
-    """Send the server's logs to standard error as JSON. For a server's own process, not for tests inside one."""
+    """Send the logs to standard error as JSON. For a process of its own, not for tests inside one."""
     threshold = logging.getLevelNamesMapping().get(level.upper(), logging.INFO)
     structlog.configure(
         processors=[

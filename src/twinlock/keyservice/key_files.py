@@ -1,0 +1,73 @@
+"""Signing keys in files of their own: the service's, and that of each node. Readable by their owner alone."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from twinlock.errors import StoreError
+from twinlock.keyservice.node_auth import KEY_BYTES
+
+SERVICE_KEY_NAME = "service.key"
+NODE_KEY_NAME = "node.key"
+
+
+def open_signing_key(path: Path) -> Ed25519PrivateKey:
+    """Read a signing key, or make it, and its folder, at its first use.
+
+    Raises:
+        StoreError: the file is damaged, cannot be read or written, or others may read it.
+    """
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _write_new(path, os.urandom(KEY_BYTES))
+        secret, mode = path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+    except OSError as exc:
+        raise StoreError(f"{path.name}: {exc.strerror}") from exc
+    if mode & 0o077:
+        raise StoreError(f"others may read {path.name}; run `chmod 600` on it")
+    if len(secret) != KEY_BYTES:
+        raise StoreError(f"{path.name} is damaged: restore it from a backup, the other side knows this one by it")
+    return Ed25519PrivateKey.from_private_bytes(secret)
+
+
+def public_key_text(key: Ed25519PrivateKey) -> str:
+    """Return the public half as it stands in the other side's settings."""
+    return key.public_key().public_bytes_raw().hex()
+
+
+def read_public_key(text: str) -> bytes:
+    """Read a public key from settings.
+
+    Raises:
+        ValueError: it is none.
+    """
+    key = bytes.fromhex(text)
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a public key has {2 * KEY_BYTES} hex digits, not {len(text)}")
+    return key
+
+
+def _write_new(path: Path, secret: bytes) -> None:
+    # Complete or not there at all, and never over one that another process has just made.
+    draft = path.with_name(f"{path.name}.{os.getpid()}.new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secret)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink()
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
