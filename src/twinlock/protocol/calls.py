@@ -101,13 +101,19 @@ class KeyringRow(msgspec.Struct, frozen=True, array_like=True):
 class AppendLog(msgspec.Struct, frozen=True):
     """`account.append` and `space.append`: grow a signed log that has `expect_seq` entries.
 
-    `keyring` (spaces only) holds the wrapped member keys that belong to the new entries.
+    `keyring` (spaces only) holds the wrapped member keys that belong to the new entries, all of the newest epoch: one
+    for everybody who gets a key to read by them, that is all key holders where they open an epoch, otherwise new
+    readers, new invites that read, and an account whose `kem` key changes. Rows of others are for owners and admins.
+
+    Entries are signed by the caller's own account. `is_lost` gives a restored server back what it lost: entries of
+    anybody, without rows. Appending what is already there is fine.
     """
 
     log: bytes
     expect_seq: int
     entries: list[SignedEntry]
     keyring: list[KeyringRow] = []
+    is_lost: bool = False
 
 
 class LogHead(msgspec.Struct, frozen=True):
@@ -118,27 +124,35 @@ class LogHead(msgspec.Struct, frozen=True):
 
 
 class ReadLog(msgspec.Struct, frozen=True):
-    """`account.log` and `space.log`: entries after `after_seq`, at most LOG_PAGE_ENTRIES_MAX."""
+    """`account.log` and `space.log`: entries after `after_seq`, at most LOG_PAGE_ENTRIES_MAX.
+
+    A former member reads a space's log up to the entry that ended its membership; applicants read it whole.
+    """
 
     log: bytes
     after_seq: int = 0
 
 
 class ReadLogResult(msgspec.Struct, frozen=True):
-    """A page of a signed log, and the number of entries that it has in all."""
+    """A page of a signed log, and the number of entries that the caller may read in all."""
 
     entries: list[SignedEntry]
     seq: int
 
 
 class Spaces(msgspec.Struct, frozen=True):
-    """`account.spaces`: the spaces of which the session's account is a member."""
+    """`account.spaces`: the spaces of which the session's account is, or was, a member."""
 
 
 class SpacesResult(msgspec.Struct, frozen=True):
-    """The ids of the account's spaces."""
+    """The ids of the account's spaces, and of those it is no longer in: it left, was removed, or they were shredded.
+
+    Only a space's signed log proves either. After a crash `spaces` may name one that the account never came into
+    (`unknown_space`) or that it is out of already (`removed`, `shredded`).
+    """
 
     spaces: list[SpaceId]
+    former: list[SpaceId] = []
 
 
 class CreatePending(msgspec.Struct, frozen=True):
@@ -171,7 +185,7 @@ class CreateSpace(msgspec.Struct, frozen=True):
 
 
 class ReadKeyring(msgspec.Struct, frozen=True):
-    """`space.keyring`: the session account's own row."""
+    """`space.keyring`: the session account's own row, of the newest epoch that the space's log has."""
 
     space: SpaceId
 

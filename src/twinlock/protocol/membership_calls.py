@@ -1,6 +1,8 @@
 """The calls about the members of a space: heads, invites, joining. See spec/sealing.md, section 4.
 
-Entries that change members travel by `space.append` (`AppendLog` of `twinlock.protocol.calls`).
+Entries that change members travel by `space.append` (`AppendLog` of `twinlock.protocol.calls`), except `join`. Who is
+no longer a member is answered with `removed`, or `shredded`, by every call and frame but `space.log`; an applicant with
+`approval_pending`; a stranger with `unknown_space`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,11 @@ from twinlock.protocol.calls import KeyringRow, SignedEntry
 
 
 class ReadHeads(msgspec.Struct, frozen=True):
-    """`space.heads`: where the chains of an account's devices stand, for a cutoff. The account itself, owner, admin."""
+    """`space.heads`: where the chains of an account's devices stand, for a cutoff. The account itself, owner, admin.
+
+    Entries with a cutoff are taken only if it names just these counters when they are appended: `cutoff_conflict`
+    otherwise, so read again and sign anew.
+    """
 
     space: SpaceId
     account: AccountId
@@ -27,7 +33,9 @@ class ReadHeadsResult(msgspec.Struct, frozen=True):
 class OpenInvite(msgspec.Struct, frozen=True):
     """`invite.open`: the space's log and the wrapped A, for whoever holds an invite's secret.
 
-    `proof` is the invite key's signature over `invite_open_message`.
+    `proof` is the invite key's signature over `invite_open_message`. What is withdrawn, used up, expired by the
+    server's clock or unknown is answered with `invite_refused`, and so is an account that was removed after the
+    invite was made.
     """
 
     space: SpaceId
@@ -45,7 +53,10 @@ class OpenInviteResult(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True):
-    """`space.join`: append the own `join` entry, with A wrapped to the own account (none for a sender)."""
+    """`space.join`: append the own `join` entry, with A wrapped to the own account (none for a sender).
+
+    Answered with the log's head (`LogHead`). Repeating it after a lost reply is fine.
+    """
 
     space: SpaceId
     expect_seq: int
