@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from twinlock.keyservice.settings import KeyServiceSettings
+from twinlock.errors import StoreError
+from twinlock.keyservice.settings import FILE_WRAPPER, OPENBAO_WRAPPER, KeyServiceSettings
 from twinlock.keyservice.wrapper import KeyWrapper
 from twinlock.keyservice.wrapper_file import FileKeyWrapper
 
@@ -18,6 +19,13 @@ def open_wrapper(settings: KeyServiceSettings, folder: Path, is_new: bool) -> Ke
         StoreError: the root key is missing, damaged, of another kind, or others may read it.
         KeyServiceError: OpenBao does not answer.
     """
+    if settings.wrapper == OPENBAO_WRAPPER:
+        # Imported only where it is used: most key services need no HTTP client.
+        from twinlock.keyservice.wrapper_openbao import OpenBaoKeyWrapper
+
+        return OpenBaoKeyWrapper.open(settings, is_new)
+    if settings.wrapper != FILE_WRAPPER:
+        raise StoreError(f"wrapper {settings.wrapper!r} is not known: use {FILE_WRAPPER!r} or {OPENBAO_WRAPPER!r}")
     path = root_key_path(settings, folder)
     # A missing file beside a database that exists is an accident to be mended, not a reason to make another key.
     if is_new and not path.exists():

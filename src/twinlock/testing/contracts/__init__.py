@@ -3,6 +3,7 @@
 from twinlock.testing.contracts.broker import BrokerContract
 from twinlock.testing.contracts.directory import DirectoryContract
 from twinlock.testing.contracts.envelopes import Chain
+from twinlock.testing.contracts.key_wrapper import KeyWrapperContract
 from twinlock.testing.contracts.keys import KeyServiceContract
 from twinlock.testing.contracts.log import LogContract
 from twinlock.testing.contracts.members import OwnedSpace, Person
@@ -12,6 +13,7 @@ __all__ = [
     "Chain",
     "DirectoryContract",
     "KeyServiceContract",
+    "KeyWrapperContract",
     "LogContract",
     "OwnedSpace",
     "Person",
