@@ -9,6 +9,7 @@ import msgspec
 
 from twinlock.errors import LogInvalidError, UpdateNeededError
 from twinlock.ids import ID_BYTES, AccountId, DeviceId
+from twinlock.protocol import hpke
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.labels import label
 from twinlock.protocol.signed_log import KEY_BYTES, Body, Fields, LogPosition, check_entry
@@ -27,6 +28,7 @@ class AccountState(msgspec.Struct, frozen=True):
     """What an account's log says after `seq` entries.
 
     `devices` holds those that may act; `retired` keeps the keys of revoked ones, whose old envelopes stay readable.
+    `kem_seq` is the entry that brought the present `kem` key.
     """
 
     account: AccountId
@@ -36,6 +38,7 @@ class AccountState(msgspec.Struct, frozen=True):
     retired: Mapping[DeviceId, DeviceRecord]
     seq: int
     head: bytes
+    kem_seq: int = 1
 
     @property
     def revoked(self) -> frozenset[DeviceId]:
@@ -102,7 +105,8 @@ def _follow(entry: SignedEntry, state: AccountState) -> AccountState:
         case "revoke":
             changed = _revoke(body.fields, moved)
         case "rekem":
-            changed = msgspec.structs.replace(moved, kem_pk=body.fields.octets("kem", KEY_BYTES))
+            kem_pk = body.fields.octets("kem", KEY_BYTES)
+            changed = msgspec.structs.replace(moved, kem_pk=kem_pk, kem_seq=position.seq)
         case "genesis":
             raise LogInvalidError("a second genesis")
         case unknown:
@@ -116,6 +120,8 @@ def _device(fields: Fields, state: AccountState) -> AccountState:
     record = DeviceRecord(fields.octets("sign", KEY_BYTES), fields.octets("kem", KEY_BYTES))
     if device != device_id_of(record.sign_pk, record.kem_pk):
         raise LogInvalidError("a device's id is not that of its keys")
+    if not hpke.is_recipient(record.kem_pk):
+        raise LogInvalidError("a device's key is one to which nothing can be wrapped")
     if state.certified(device) is not None:
         raise LogInvalidError("a device is certified twice")
     return msgspec.structs.replace(state, devices={**state.devices, device: record})

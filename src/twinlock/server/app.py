@@ -16,16 +16,16 @@ import uvloop
 
 from twinlock.errors import TwinlockError
 from twinlock.process import configure_logs, listen, tls_context, web_server
-from twinlock.server.accounts import Accounts
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
 from twinlock.server.buckets import Quotas
 from twinlock.server.commit import Committer
-from twinlock.server.drain import drain, revoke_devices
+from twinlock.server.drain import drain, end_due_sessions, revoke_devices
 from twinlock.server.heartbeat import Heartbeat
 from twinlock.server.http import build_http
 from twinlock.server.hub import Hub
 from twinlock.server.metrics import Metrics
+from twinlock.server.people import build_people
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.services import Services
 from twinlock.server.session import Dispatcher
@@ -40,6 +40,7 @@ logger = structlog.get_logger(__name__)
 
 PROBE_KEY = "probe"
 PROBE_TIMEOUT_S = 2.0
+TEND_INTERVAL_S = 1.0
 DAY_MS = 86_400_000
 SWITCH_INTERVAL_S = 0.001
 GC_OBJECTS = 20_000
@@ -127,6 +128,7 @@ class Server:
                 await web.startup(sockets=[listener])
                 turning = group.create_task(web.main_loop())
                 services.tasks.spawn(_clean_for_ever(services), "clean")
+                services.tasks.spawn(_tend_for_ever(services), "tend sessions")
                 self._is_serving = True
                 logger.info("listening", port=self.port, tls=self.settings.uses_tls)
                 started.set_result(None)
@@ -135,6 +137,7 @@ class Server:
                 for server in web.servers:
                     server.close()
                 await drain(sync, services)
+                await _write_visits(services)
                 web.should_exit = True
                 await turning
                 await web.shutdown(sockets=[listener])
@@ -198,7 +201,7 @@ def build_services(
     authority = Authority(logs, lambda devices: revoke_devices(heartbeat, devices))
     hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
     registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
-    accounts = Accounts(stores.directory, authority, registry, stores.secrets, settings, now_ms)
+    people = build_people(settings, stores, tasks, heartbeat, authority, registry, now_ms)
     spaces = Spaces(stores.log, stores.directory, stores.keys, logs, registry, hub, now_ms)
     return Services(
         settings=settings,
@@ -212,7 +215,12 @@ def build_services(
         admission=Admission(settings, now_ms()),
         tickets=Tickets(stores.secrets.ticket_key),
         quotas=Quotas(settings),
-        methods={**accounts.methods(), **spaces.methods()},
+        sign_in=people.sign_in,
+        session_ends=people.session_ends,
+        presence=people.presence,
+        devices=people.devices,
+        pairings=people.pairings,
+        methods={**people.methods, **spaces.methods()},
         tasks=tasks,
         metrics=metrics,
         now_ms=now_ms,
@@ -225,6 +233,7 @@ async def _clean_for_ever(services: Services) -> None:
     while True:
         await asyncio.sleep(settings.clean_interval_s or 60.0)
         try:
+            await services.pairings.clean()
             deleted = await services.log.clean(services.now_ms() - int(settings.grace_days * DAY_MS))
         except TwinlockError as error:
             logger.warning("cleaning failed", code=error.code)
@@ -234,3 +243,19 @@ async def _clean_for_ever(services: Services) -> None:
             await services.keys.tend(services.now_ms())
         except TwinlockError as error:
             logger.warning("the key service could not be tended", code=error.code)
+
+
+async def _tend_for_ever(services: Services) -> None:
+    """End the sessions whose token has ended, and write down who was here."""
+    while True:
+        await asyncio.sleep(TEND_INTERVAL_S)
+        end_due_sessions(services)
+        await _write_visits(services)
+
+
+async def _write_visits(services: Services) -> None:
+    """Write down who was here lately; what is lost with a store that fails is told wrong by some minutes."""
+    try:
+        await services.pairings.forget_taken(await services.devices.write_visits())
+    except TwinlockError as error:
+        logger.warning("visits could not be noted", code=error.code)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from twinlock.errors import DeviceRevokedError, LogInvalidError, UnknownDeviceError
+from twinlock.errors import DeviceRevokedError, LogInvalidError, NotSignedInError, UnknownDeviceError
 from twinlock.ids import AccountId, DeviceId, LogId
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import SignedEntry
+from twinlock.server.peer import Peer
 from twinlock.server.sequencer import Author
 from twinlock.server.signed_logs import SignedLogs
 
@@ -60,6 +61,14 @@ class Authority:
         # The log may have grown while it was read here.
         return newer if newer is not None and newer.seq > state.seq else self._keep(state)
 
+    async def exists(self, account: AccountId) -> bool:
+        """Tell whether there is such an account."""
+        try:
+            await self.account(account)
+        except UnknownDeviceError:
+            return False
+        return True
+
     async def _grew(self, account: AccountId, after_seq: int, entries: Sequence[SignedEntry]) -> AccountState:
         """Take over entries that were just appended; devices that they revoke are cut off at once."""
         before = self._accounts.pop(account, None)
@@ -78,6 +87,17 @@ class Authority:
             del self._accounts[next(iter(self._accounts))]
         self._accounts[state.account] = state
         return state
+
+
+def device_of(peer: Peer) -> Author:
+    """Return whose device a session is.
+
+    Raises:
+        NotSignedInError: it is nobody's.
+    """
+    if peer.author is None:
+        raise NotSignedInError
+    return peer.author
 
 
 def author_of(state: AccountState, device: DeviceId) -> Author:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import structlog
 
-from twinlock.errors import DeviceRevokedError
-from twinlock.ids import DeviceId
+from twinlock.errors import DeviceRevokedError, TokenError
+from twinlock.ids import AccountId, DeviceId
+from twinlock.protocol.server import NOBODY
 from twinlock.server.heartbeat import Heartbeat
 from twinlock.server.services import Services
 from twinlock.server.websocket import SyncSocket
@@ -48,6 +49,19 @@ def revoke_devices(heartbeat: Heartbeat, devices: frozenset[DeviceId]) -> None:
     for connection in heartbeat.connections:
         if connection.session.device in devices:
             connection.refuse(DeviceRevokedError())
+
+
+def sign_out(heartbeat: Heartbeat, account: AccountId) -> None:
+    """Take an account from the sessions without a device that proved a secret which holds no more."""
+    for connection in heartbeat.connections:
+        if connection.session.account == account and not connection.session.device:
+            connection.session.account = NOBODY
+
+
+def end_due_sessions(services: Services) -> None:
+    """Close the sessions whose token has ended."""
+    for peer in services.session_ends.take_due(services.now_ms()):
+        peer.refuse(TokenError("the session's token has ended"))
 
 
 async def _wait_until(is_done: Callable[[], bool], longest_s: float) -> bool:

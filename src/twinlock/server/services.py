@@ -11,12 +11,16 @@ from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
 from twinlock.server.buckets import Quotas
 from twinlock.server.commit import Committer
+from twinlock.server.devices import DeviceBook
 from twinlock.server.hub import Hub
 from twinlock.server.methods import Method
 from twinlock.server.metrics import Metrics
+from twinlock.server.pairing import Pairings
+from twinlock.server.presence import Presence
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.secrets_file import ServerSecrets
 from twinlock.server.settings import Settings
+from twinlock.server.sign_in import SessionEnds, TokenSignIn
 from twinlock.server.tasks import Tasks
 
 
@@ -34,6 +38,11 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     admission: Admission
     tickets: Tickets
     quotas: Quotas
+    sign_in: TokenSignIn
+    session_ends: SessionEnds
+    presence: Presence
+    devices: DeviceBook
+    pairings: Pairings
     methods: Mapping[str, Method]
     tasks: Tasks
     metrics: Metrics

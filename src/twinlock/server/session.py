@@ -15,6 +15,7 @@ from twinlock.errors import (
     RoleError,
     SignatureError,
     SpaceFullError,
+    TokenError,
     TwinlockError,
     UnknownMethodError,
     UnknownSpaceError,
@@ -45,6 +46,7 @@ from twinlock.protocol.frames import (
 from twinlock.protocol.server import Stage
 from twinlock.server.authorize import author_of
 from twinlock.server.peer import Peer
+from twinlock.server.sequencer import Author
 from twinlock.server.served_space import ServedSpace, WaitingPush
 from twinlock.server.services import Services
 
@@ -114,6 +116,9 @@ class Dispatcher:
         """Forget a connection that is closed or closing."""
         for space in tuple(peer.session.spaces):
             self._detach(peer, space)
+        if peer.session.stage is Stage.WELCOMED and peer.author is not None:
+            self._services.presence.left(peer.author, self._services.now_ms())
+            self._services.session_ends.forget(peer)
         peer.session.close()
 
     def paused(self, peer: Peer) -> None:
@@ -144,18 +149,30 @@ class Dispatcher:
             self._welcome(peer, hello, nonce)
             return
         state = services.authority.account_at_hand(hello.account)
-        if state is not None:
-            self._prove(peer, hello, nonce, state)
+        if state is not None and not services.sign_in.looks_at(hello.token):
+            peer.author = self._prove(hello, nonce, state)
+            self._welcome(peer, hello, nonce)
         else:
-            services.tasks.spawn(self._hello_unknown(peer, hello, nonce), "hello", partial(_fail, peer))
+            services.tasks.spawn(self._hello_slowly(peer, hello, nonce), "hello", partial(_fail, peer))
 
-    async def _hello_unknown(self, peer: Peer, hello: Hello, nonce: bytes) -> None:
+    async def _hello_slowly(self, peer: Peer, hello: Hello, nonce: bytes) -> None:
+        """Let a device in whose account has to be read, or whose token has to be verified."""
+        services = self._services
         try:
-            state = await self._services.authority.account(hello.account)
-            if peer.session.stage is Stage.CHALLENGED:
-                self._prove(peer, hello, nonce, state)
+            self._prove(hello, nonce, await services.authority.account(hello.account))
+            ends_ms = 0
+            if services.sign_in.looks_at(hello.token):
+                ends_ms = await services.sign_in.check(hello.token, hello.account)
+            # The account may have revoked the device while the issuer was asked.
+            author = author_of(await services.authority.account(hello.account), hello.device)
         except TwinlockError as error:
             peer.refuse(error)
+            return
+        if peer.session.stage is Stage.CHALLENGED:
+            peer.author = author
+            self._welcome(peer, hello, nonce)
+            if ends_ms:
+                services.session_ends.set(peer, ends_ms)
 
     def _check_hello(self, hello: Hello) -> None:
         if hello.origin not in self._origins:
@@ -164,8 +181,11 @@ class Dispatcher:
             raise ProofError(f"a nonce of {len(hello.client_nonce)} bytes")
         if hello.device and (len(hello.device) != ID_BYTES or len(hello.account) != ID_BYTES):
             raise ProofError("ids have 16 bytes")
+        if hello.token and not hello.device:
+            raise TokenError("a hello without a device shows no token; `token.open` takes it")
 
-    def _prove(self, peer: Peer, hello: Hello, nonce: bytes, state: AccountState) -> None:
+    def _prove(self, hello: Hello, nonce: bytes, state: AccountState) -> Author:
+        """Return whose device says hello, after its signature was verified."""
         services = self._services
         author = author_of(state, hello.device)
         message = proofs.hello_message(
@@ -178,11 +198,10 @@ class Dispatcher:
             client_nonce=hello.client_nonce,
         )
         try:
-            proofs.verify(author.sign_pk, hello.signature, message)
+            proofs.verify(author.sign_pk, hello.signature, proofs.with_token(message, hello.token))
         except SignatureError as exc:
             raise ProofError from exc
-        peer.author = author
-        self._welcome(peer, hello, nonce)
+        return author
 
     def _welcome(self, peer: Peer, hello: Hello, nonce: bytes) -> None:
         services, now_ms = self._services, self._services.now_ms()
@@ -197,6 +216,8 @@ class Dispatcher:
             device=hello.device,
         )
         ticket = services.tickets.issue(hello.device, now_ms) if hello.device else b""
+        if peer.author is not None:
+            services.presence.arrived(peer.author, now_ms)
         services.metrics.hellos.inc()
         peer.send(Welcome(services.secrets.sign(message), now_ms, number, TOLD_LIMITS, ticket))
 
