@@ -17,7 +17,7 @@ from twinlock.protocol.space_log import SpaceLogState
 from twinlock.protocol.space_rules import replay_space
 
 STATES_CACHED_MAX = 20_000
-_SEQ_MAX = (1 << 32) - 1
+SEQ_MAX = (1 << 32) - 1
 
 LogState = AccountState | SpaceLogState
 
@@ -69,7 +69,7 @@ class SignedLogs:
 
     def read(self, log: LogId, after_seq: int) -> list[SignedEntry]:
         """Return the entries after the first `after_seq`."""
-        after_seq = max(0, min(after_seq, _SEQ_MAX))
+        after_seq = max(0, min(after_seq, SEQ_MAX))
         rows = self._connection.execute(
             "SELECT body, sig FROM entries WHERE log = ? AND seq > ? ORDER BY seq", (log, after_seq)
         )
@@ -77,7 +77,7 @@ class SignedLogs:
 
     def page(self, log: LogId, after_seq: int, bytes_max: int) -> LogPage:
         """Return the entries after the first `after_seq` up to about `bytes_max`, at least one if there is any."""
-        after_seq = max(0, min(after_seq, _SEQ_MAX))
+        after_seq = max(0, min(after_seq, SEQ_MAX))
         rows = self._connection.execute(
             "SELECT body, sig FROM entries WHERE log = ? AND seq > ? ORDER BY seq", (log, after_seq)
         )

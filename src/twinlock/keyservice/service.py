@@ -122,6 +122,11 @@ class LocalKeyService(KeyService):
             os.close(lock)
             raise
 
+    @property
+    def waiting_count(self) -> int:
+        """How many calls wait or are at work."""
+        return self._worker.waiting_count
+
     async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
         """Check entries by the rules of their log, store them durably, and return the new head."""
         return await self._worker.run(lambda: self._custody.append_log(log, expect_seq, entries, self._now_ms()))

@@ -48,6 +48,11 @@ class Worker:
         self._thread = threading.Thread(target=self._work, name="twinlock-keyservice", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting_count(self) -> int:
+        """How many calls wait or are at work."""
+        return self._waiting_count
+
     async def run(self, call: Callable[[], T]) -> T:
         """Return what a call returns. A `TwinlockError` is an answer like any other: it undoes nothing.
 

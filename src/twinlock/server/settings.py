@@ -8,16 +8,22 @@ from typing import Any
 
 import msgspec
 
+from twinlock.keyservice.key_files import read_public_key
+from twinlock.keyservice.settings import KeyServiceSettings
 from twinlock.process.settings_file import SettingsError, check_reach, is_loopback_host, is_loopback_url, read_values
 
 ENVIRONMENT_PREFIX = "TWINLOCK_"
 MEMORY_ENGINE = "memory:"
 SQLITE_ENGINE = "sqlite"
 _LISTS = ("origins", "browser_origins")
+_KEY_SERVICE = {f"keyservice_{part}": part for part in KeyServiceSettings.__struct_fields__}
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """All that an operator can choose. A rate of 0 means no limit."""
+    """All that an operator can choose. A rate of 0 means no limit.
+
+    `keyservice` is for the one in this process; its parts stand in the file as `keyservice_` and their names.
+    """
 
     data: str = "twinlock-data"
     engine: str = SQLITE_ENGINE
@@ -54,6 +60,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     oidc_required: bool = False
     oidc_leeway_s: float = 10.0
     oidc_refetch_s: float = 10.0
+
+    keyservice_url: str = ""
+    keyservice_pk: str = ""
+    keyservice_ca_file: str = ""
+    keyservice: KeyServiceSettings = KeyServiceSettings()
 
     grace_days: float = 7.0
     clean_interval_s: float = 60.0
@@ -95,6 +106,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
                 "origins is missing: list the addresses that clients dial, such as wss://sync.example.org"
             )
         self._check_tokens()
+        self._check_key_service()
         for name, value in msgspec.structs.asdict(self).items():
             if isinstance(value, int | float) and value < 0:
                 raise SettingsError(f"{name} = {value} is negative")
@@ -111,6 +123,22 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             if not is_here:
                 raise SettingsError(f"oidc_jwks_url {self.oidc_jwks_url!r}: whoever fetches keys must use https")
 
+    def _check_key_service(self) -> None:
+        self.keyservice.check()
+        if bool(self.keyservice_url) != bool(self.keyservice_pk):
+            raise SettingsError("keyservice_url and keyservice_pk belong together: give both or none")
+        if not self.keyservice_url:
+            return
+        try:
+            read_public_key(self.keyservice_pk)
+        except ValueError as exc:
+            raise SettingsError(f"keyservice_pk: {exc}") from exc
+        if self.in_memory:
+            raise SettingsError("keyservice_url needs an engine that keeps what it is given")
+        is_here = self.keyservice_url.startswith("http://") and is_loopback_url(self.keyservice_url)
+        if not (is_here or self.keyservice_url.startswith("https://")):
+            raise SettingsError(f"keyservice_url {self.keyservice_url!r}: another machine is reached by https only")
+
     def origins_at(self, port: int) -> frozenset[str]:
         """Return every origin that a hello may name; on loopback without `origins`, this machine's own names."""
         if self.origins:
@@ -126,8 +154,12 @@ def load_settings(file: Path | None, environment: Mapping[str, str], **overrides
         SettingsError: something is unknown, malformed or unsafe.
     """
     try:
-        values = read_values(file, environment, ENVIRONMENT_PREFIX, Settings.__struct_fields__, _LISTS)
+        names = (*Settings.__struct_fields__, *_KEY_SERVICE)
+        values = read_values(file, environment, ENVIRONMENT_PREFIX, names, _LISTS)
         values.update({name: value for name, value in overrides.items() if value is not None})
-        return msgspec.convert(values, Settings, strict=False).check()
+        if "keyservice" in values:
+            raise SettingsError("keyservice is no setting by itself: write keyservice_requests_burst = ... and so on")
+        custody = {part: values.pop(name) for name, part in _KEY_SERVICE.items() if name in values}
+        return msgspec.convert({**values, "keyservice": custody}, Settings, strict=False).check()
     except msgspec.ValidationError as exc:
         raise SettingsError(str(exc)) from exc

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
+import structlog
 
 from twinlock.contracts import Directory, KeyService, Log
 from twinlock.engines.memory import MemoryDirectory, MemoryLog
 from twinlock.engines.sqlite import SqliteEngine
-from twinlock.keyservice.service import LocalKeyService
+from twinlock.errors import KeyServiceError, StoreError
+from twinlock.keyservice.key_files import NODE_KEY_NAME, open_signing_key, public_key_text, read_public_key
+from twinlock.keyservice.node_auth import LIFE_BYTES, NodeIdentity
+from twinlock.keyservice.remote import RemoteKeyService
+from twinlock.keyservice.service import DATABASE_NAME as KEY_DATABASE_NAME
+from twinlock.keyservice.service import LocalKeyService, wall_clock_ms
 from twinlock.server.secrets_file import ServerSecrets, make_secrets, open_secrets
 from twinlock.server.settings import Settings
+
+logger = structlog.get_logger(__name__)
 
 DATABASE_NAME = "twinlock.db"
 KEY_SERVICE_FOLDER = "keyservice"
@@ -35,14 +44,16 @@ async def open_stores(settings: Settings) -> Stores:
     Raises:
         StoreError: something cannot be opened, or another process has it open.
     """
-    return await _open_in_memory() if settings.in_memory else await _open_in_folder(Path(settings.data))
+    return (
+        await _open_in_memory(settings) if settings.in_memory else await _open_in_folder(settings, Path(settings.data))
+    )
 
 
-async def _open_in_folder(folder: Path) -> Stores:
+async def _open_in_folder(settings: Settings, folder: Path) -> Stores:
     secrets = open_secrets(folder)
     engine = SqliteEngine.open(folder / DATABASE_NAME)
     try:
-        keys = LocalKeyService.open(folder / KEY_SERVICE_FOLDER)
+        keys = await _open_keys(settings, folder)
     except BaseException:
         await engine.close()
         raise
@@ -54,11 +65,43 @@ async def _open_in_folder(folder: Path) -> Stores:
     return Stores(engine.log, engine.directory, keys, secrets, close)
 
 
-async def _open_in_memory() -> Stores:
+async def _open_keys(settings: Settings, folder: Path) -> KeyService:
+    """Open the key service of this process, or the way to the one that the settings name.
+
+    Raises:
+        StoreError: the folder was used with the other kind: the keys are there, and none would be found here.
+        NodeRefusedError: the key service does not take requests of this server.
+    """
+    own, node_key = folder / KEY_SERVICE_FOLDER, folder / NODE_KEY_NAME
+    has_own = (own / KEY_DATABASE_NAME).exists()
+    if not settings.keyservice_url:
+        if node_key.exists() and not has_own:
+            raise StoreError(f"{NODE_KEY_NAME} tells of a key service of its own: set keyservice_url and keyservice_pk")
+        return LocalKeyService.open(own, settings.keyservice)
+    if has_own:
+        raise StoreError(
+            f"the service keys are in the folder {KEY_SERVICE_FOLDER}: move it to the key service as its data folder"
+        )
+    key, service_pk = open_signing_key(node_key), read_public_key(settings.keyservice_pk)
+    node = NodeIdentity(key, service_pk, os.urandom(LIFE_BYTES))
+    keys = RemoteKeyService.connect(settings.keyservice_url, node, wall_clock_ms, settings.keyservice_ca_file)
+    logger.info("key service is apart", url=settings.keyservice_url, node_key=public_key_text(key))
+    try:
+        await keys.probe()
+    except KeyServiceError as error:
+        # Serving begins all the same: devices work on their leases.
+        logger.warning("the key service does not answer", detail=error.detail)
+    except BaseException:
+        await keys.close()
+        raise
+    return keys
+
+
+async def _open_in_memory(settings: Settings) -> Stores:
     log = MemoryLog()
     # The key service knows only files; these live as long as the process.
     folder = TemporaryDirectory(prefix="twinlock-")
-    keys = LocalKeyService.open(folder.name)
+    keys = LocalKeyService.open(folder.name, settings.keyservice)
 
     async def close() -> None:
         await keys.close()
