@@ -17,6 +17,23 @@ SHARE_BYTES = 32
 
 OVERHEAD_BYTES = SHARE_BYTES + 16
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
+_PRIME = (1 << 255) - 19
+_SMALL_ORDER = frozenset(
+    {
+        0,
+        1,
+        _PRIME - 1,
+        325606250916557431795983626356110631294008115727848805560023387167927233504,
+        39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    }
+)
+"""The points of small order of Curve25519 and its twist: with them every shared secret is zero."""
+
+
+def is_recipient(public_key: bytes) -> bool:
+    """Tell whether something can be wrapped to a public key: it has its length, and is not of small order."""
+    point = int.from_bytes(public_key, "little") & ((1 << 255) - 1)
+    return len(public_key) == SHARE_BYTES and point % _PRIME not in _SMALL_ORDER
 
 
 def seal(public_key: bytes, plaintext: bytes, info: bytes) -> bytes:

@@ -85,7 +85,8 @@ class Member(msgspec.Struct, frozen=True):
     """A member's account keys and role, or those of a former one.
 
     `granted` tells from which entry of the log on each role held (None: none any more). `removed_seq` is the entry by
-    which others ended the membership, 0 if there was none.
+    which others ended the membership, 0 if they did not. `barred_seq` is the newest entry by which others took
+    something from the account: no invite from before it gives that back. `invite` is what it came by, if by one.
     """
 
     sign_pk: bytes
@@ -94,6 +95,8 @@ class Member(msgspec.Struct, frozen=True):
     granted: tuple[tuple[int, Role | None], ...]
     cutoffs: tuple[Cutoff, ...] = ()
     removed_seq: int = 0
+    barred_seq: int = 0
+    invite: bytes = b""
 
     def role_at(self, seq: int) -> Role | None:
         """Return the role that held after `seq` entries of the log."""
@@ -116,7 +119,10 @@ class Member(msgspec.Struct, frozen=True):
 
 
 class Invite(msgspec.Struct, frozen=True):
-    """An open invite: whoever holds its secret may join with its role; `seq` is the entry that made it."""
+    """An open invite: whoever holds its secret may join with its role; `seq` is the entry that made it.
+
+    It stands by the right of its author, `by`, and is withdrawn with it.
+    """
 
     sign_pk: bytes
     kem_pk: bytes
@@ -125,6 +131,7 @@ class Invite(msgspec.Struct, frozen=True):
     uses_left: int
     needs_approval: bool
     seq: int
+    by: AccountId
 
 
 class Applicant(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import msgspec
 
 from twinlock.errors import LogInvalidError, SignatureError, UpdateNeededError
 from twinlock.ids import ID_BYTES, AccountId, Epoch, LogId
+from twinlock.protocol import hpke
 from twinlock.protocol.account_log import GENESIS_NONCE_BYTES, account_id_of
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.limits import INVITE_USES_MAX, SPACE_INVITES_MAX, SPACE_MEMBERS_MAX
@@ -94,6 +95,8 @@ def _genesis(entry: SignedEntry) -> SpaceLogState:
 def _follow(entry: SignedEntry, state: SpaceLogState) -> SpaceLogState:
     body = Body(entry.body)
     # An unknown type may have another form of signature, so it is told apart before anything else.
+    if body.type == "genesis":
+        raise LogInvalidError("a second genesis")
     rule = _RULES.get(body.type)
     if rule is None:
         raise UpdateNeededError(f"a space entry of type {body.type}")
@@ -133,7 +136,7 @@ def _epoch(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogState
     record = EpochRecord(
         b_commit=fields.octets("b_commit", HEAD_BYTES),
         dk_commit=fields.octets("dk_commit", HEAD_BYTES),
-        drop_pk=fields.octets("drop_pk", KEY_BYTES),
+        drop_pk=_recipient(fields, "drop_pk"),
         # The first epoch has no earlier member key to lead back to.
         link=fields.octets("link", 0 if number == 1 else LINK_BYTES),
         by=by,
@@ -179,7 +182,13 @@ def _member(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogStat
     is_lower = present is not None and role.rank < present.role.rank
     cutoff = Cutoff(state.seq, fields.counters("cutoff"), is_whole=True) if is_lower else None
     _check_owner_stays(state, account, role)
-    changed = _with_member(state, account, _granted(state, account, sign_pk, kem_pk, role, cutoff))
+    member = _granted(state, account, sign_pk, kem_pk, role, cutoff)
+    if is_lower:
+        state = _without_way_back(state, account)
+        member = msgspec.structs.replace(member, barred_seq=state.seq)
+    elif account in state.applicants:
+        member = msgspec.structs.replace(member, invite=state.applicants[account].invite)
+    changed = _with_invites_of_admitters(_with_member(state, account, member))
     # Who may no longer read still holds what opens the present epoch.
     loses_reading = present is not None and present.role.may_lease and not role.may_lease
     return msgspec.structs.replace(changed, wants_rotation=state.wants_rotation or loses_reading)
@@ -187,12 +196,15 @@ def _member(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogStat
 
 def _leave(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogState:
     reads = state.members[by].role.may_lease
-    changed = _without_member(state, by, Cutoff(state.seq, fields.counters("cutoff"), is_whole=True), removed_seq=0)
+    changed = _without_member(state, by, Cutoff(state.seq, fields.counters("cutoff"), is_whole=True))
     return msgspec.structs.replace(changed, wants_rotation=state.wants_rotation or reads)
 
 
 def _remove(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogState:
     account = AccountId(fields.octets("account", ID_BYTES))
+    if account == by:
+        # It would hold the next member key, which it makes.
+        raise LogInvalidError("an account removes itself; it may leave")
     cutoff = Cutoff(state.seq, fields.counters("cutoff"), is_whole=True)
     changed = _without(state, account, by, cutoff)
     # Removal without rotation cannot be expressed.
@@ -209,15 +221,19 @@ def _cutoff(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogStat
         raise LogInvalidError("a cutoff of a stranger, or by one")
     cutoff = Cutoff(state.seq, fields.counters("counters"), is_whole=False)
     cut = msgspec.structs.replace(member, cutoffs=(*member.cutoffs, cutoff))
+    if account != by:
+        _check_ranks(state, by, member.role)
+        cut = msgspec.structs.replace(cut, barred_seq=state.seq)
     if account in state.members:
         return msgspec.structs.replace(state, members={**state.members, account: cut})
     return msgspec.structs.replace(state, former={**state.former, account: cut})
 
 
 def _rekem(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogState:
-    member = msgspec.structs.replace(state.members[by], kem_pk=fields.octets("kem", KEY_BYTES))
+    member = msgspec.structs.replace(state.members[by], kem_pk=_recipient(fields, "kem"))
     # The old key may be in a thief's hands, and with it the member key of the present epoch.
-    return msgspec.structs.replace(state, members={**state.members, by: member}, wants_rotation=True)
+    wants_rotation = state.wants_rotation or member.role.may_lease
+    return msgspec.structs.replace(state, members={**state.members, by: member}, wants_rotation=wants_rotation)
 
 
 # Invites
@@ -227,12 +243,13 @@ def _invite(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogStat
     name = fields.octets("id", ID_BYTES)
     invite = Invite(
         sign_pk=fields.octets("sign", KEY_BYTES),
-        kem_pk=fields.octets("kem", KEY_BYTES),
+        kem_pk=_recipient(fields, "kem"),
         role=_role(fields),
         expires_ms=fields.integer("expires", EXPIRES_MS_MAX),
         uses_left=fields.integer("uses", INVITE_USES_MAX),
         needs_approval=bool(fields.integer("approve", 1)),
         seq=state.seq,
+        by=by,
     )
     if name != invite_id_of(invite.sign_pk, invite.kem_pk) or name in state.invites:
         raise LogInvalidError("an invite's id is not that of its keys, or is taken")
@@ -264,13 +281,16 @@ def _join(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogState:
     if by in state.members or by in state.applicants:
         raise LogInvalidError("an account joins twice")
     former = state.former.get(by)
-    if former is not None and former.removed_seq > invite.seq:
-        raise LogInvalidError("a removed account comes back by an older invite")
+    if former is not None and former.barred_seq > invite.seq:
+        raise LogInvalidError("an account wins back by an older invite what others took from it")
     used = _used(state, name, invite.uses_left - 1)
     if invite.needs_approval:
+        if len(state.applicants) >= SPACE_MEMBERS_MAX:
+            raise LogInvalidError(f"more than {SPACE_MEMBERS_MAX} applicants")
         applicant = Applicant(sign_pk, kem_pk, invite.role, name)
         return msgspec.structs.replace(used, applicants={**used.applicants, by: applicant})
-    return _with_member(used, by, _granted(used, by, sign_pk, kem_pk, invite.role, None))
+    member = _granted(used, by, sign_pk, kem_pk, invite.role, None)
+    return _with_member(used, by, msgspec.structs.replace(member, invite=name))
 
 
 _Rule = Callable[[Fields, SpaceLogState, AccountId], SpaceLogState]
@@ -304,27 +324,60 @@ def _without(state: SpaceLogState, account: AccountId, by: AccountId, cutoff: Cu
     """Remove a member, or turn an applicant away, who may hold the newest member key already."""
     applicant = state.applicants.get(account)
     if applicant is not None:
+        # What it wrote as a member of earlier days stays readable.
+        before = state.former.get(account)
+        gone = Member(applicant.sign_pk, applicant.kem_pk, applicant.role, before.granted if before else ())
         applicants = {name: each for name, each in state.applicants.items() if name != account}
-        granted = ((state.seq, None),)
-        gone = Member(applicant.sign_pk, applicant.kem_pk, applicant.role, granted, (cutoff,), state.seq)
-        return msgspec.structs.replace(state, applicants=applicants, former={**state.former, account: gone})
-    if account not in state.members:
+        state = msgspec.structs.replace(state, applicants=applicants)
+        return _with_former(state, account, gone, (*(before.cutoffs if before else ()), cutoff), is_removed=True)
+    member = state.members.get(account)
+    if member is None:
         raise LogInvalidError("an account is removed that is not a member")
-    _check_ranks(state, by, state.members[account].role)
-    return _without_member(state, account, cutoff, removed_seq=state.seq)
+    _check_ranks(state, by, member.role)
+    return _without_member(_without_way_back(state, account), account, cutoff, is_removed=True)
 
 
-def _without_member(state: SpaceLogState, account: AccountId, cutoff: Cutoff, removed_seq: int) -> SpaceLogState:
+def _without_member(
+    state: SpaceLogState, account: AccountId, cutoff: Cutoff, *, is_removed: bool = False
+) -> SpaceLogState:
     _check_owner_stays(state, account, None)
     member = state.members[account]
+    members = {name: each for name, each in state.members.items() if name != account}
+    state = _with_invites_of_admitters(msgspec.structs.replace(state, members=members))
+    return _with_former(state, account, member, (*member.cutoffs, cutoff), is_removed=is_removed)
+
+
+def _with_former(
+    state: SpaceLogState, account: AccountId, member: Member, cutoffs: tuple[Cutoff, ...], *, is_removed: bool
+) -> SpaceLogState:
     gone = msgspec.structs.replace(
         member,
         granted=(*member.granted, (state.seq, None)),
-        cutoffs=(*member.cutoffs, cutoff),
-        removed_seq=removed_seq,
+        cutoffs=cutoffs,
+        removed_seq=state.seq if is_removed else 0,
+        barred_seq=state.seq if is_removed else member.barred_seq,
     )
-    members = {name: each for name, each in state.members.items() if name != account}
-    return msgspec.structs.replace(state, members=members, former={**state.former, account: gone})
+    return msgspec.structs.replace(state, former={**state.former, account: gone})
+
+
+def _without_way_back(state: SpaceLogState, account: AccountId) -> SpaceLogState:
+    """Withdraw the invite by which an account came: who knows its secret could come again as another account.
+
+    One that needs approval stays: nobody gets in by it unseen.
+    """
+    invite = state.invites.get(state.members[account].invite)
+    if invite is None or invite.needs_approval:
+        return state
+    return _used(state, state.members[account].invite, uses_left=0)
+
+
+def _with_invites_of_admitters(state: SpaceLogState) -> SpaceLogState:
+    """Withdraw the invites of those who may no longer invite: they know the secrets."""
+    members = state.members
+    invites = {
+        name: each for name, each in state.invites.items() if each.by in members and members[each.by].role.may_admit
+    }
+    return msgspec.structs.replace(state, invites=invites)
 
 
 def _granted(
@@ -334,7 +387,8 @@ def _granted(
     before = state.record_of(account)
     granted = (*(before.granted if before else ()), (state.seq, role))
     cutoffs = (*(before.cutoffs if before else ()), *((cutoff,) if cutoff else ()))
-    return Member(sign_pk, kem_pk, role, granted, cutoffs)
+    barred_seq, invite = (before.barred_seq, before.invite) if before else (0, b"")
+    return Member(sign_pk, kem_pk, role, granted, cutoffs, barred_seq=barred_seq, invite=invite)
 
 
 def _used(state: SpaceLogState, name: bytes, uses_left: int) -> SpaceLogState:
@@ -357,10 +411,18 @@ def _check_owner_stays(state: SpaceLogState, account: AccountId, role: Role | No
 
 def _account_keys(fields: Fields, account: AccountId, *, keep: bool = False) -> tuple[bytes, bytes]:
     source = fields.copy() if keep else fields
-    sign_pk, kem_pk = source.octets("sign", KEY_BYTES), source.octets("kem", KEY_BYTES)
+    sign_pk, kem_pk = source.octets("sign", KEY_BYTES), _recipient(source, "kem")
     if account != account_id_of(sign_pk):
         raise LogInvalidError("an account's id is not that of its key")
     return sign_pk, kem_pk
+
+
+def _recipient(fields: Fields, name: str) -> bytes:
+    """Take a key to which others wrap or seal. One of small order would stop every rotation, as nothing wraps to it."""
+    key = fields.octets(name, KEY_BYTES)
+    if not hpke.is_recipient(key):
+        raise LogInvalidError(f"{name} is a key to which nothing can be wrapped")
+    return key
 
 
 def _role(fields: Fields) -> Role:

@@ -46,7 +46,7 @@ _ADMITTED = {
     QuarantineReason.TIMESTAMP,
 }
 
-_SETTLED = {QuarantineReason.REPLAY, QuarantineReason.ROLE, QuarantineReason.VERSION}
+_SETTLED = {QuarantineReason.REPLAY, QuarantineReason.CUTOFF, QuarantineReason.ROLE, QuarantineReason.VERSION}
 """Reasons that reading the same place again does not change."""
 
 

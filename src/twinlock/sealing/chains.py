@@ -68,6 +68,10 @@ class DeviceChain:
                 name: kept for name, kept in self._waiting.items() if kept.link[1].header.counter > head.counter
             }
 
+    def forget_waiting(self) -> None:
+        """Let nothing that came before be vouched for any more, unless it is placed again."""
+        self._waiting.clear()
+
     def extend(self, link: Link) -> bool:
         """Add an envelope to the run if it follows its end: the common case."""
         envelope = link[1]

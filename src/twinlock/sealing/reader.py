@@ -116,6 +116,9 @@ class ChainReader(Generic[T]):
         self._log = log
         self._accounts.update((state.account, state) for state in accounts)
         self._passes.clear()
+        for chain in self._chains.values():
+            # A newer log may cut off what waits to be vouched for: it is judged again like the rest of the quarantine.
+            chain.forget_waiting()
         self._authors = {
             device: (account, record.sign_pk)
             for account, state in self._accounts.items()
