@@ -9,6 +9,8 @@ from twinlock.cli.dev import dev
 from twinlock.cli.doctor import doctor
 from twinlock.cli.documents import get, put, query, watch
 from twinlock.cli.inspect import inspect
+from twinlock.cli.keyservice import keyservice
+from twinlock.cli.ledger import ledger
 from twinlock.cli.serve import serve
 
 commands = typer.Typer(
@@ -27,5 +29,7 @@ def _add(panel: str, *functions: object) -> None:
 
 
 _add("Run a server", dev, serve, doctor)
+commands.add_typer(keyservice, rich_help_panel="Run a server")
+commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Read and write a profile", put, get, query, watch)
 _add("Look inside", inspect, bench)

@@ -119,7 +119,7 @@ class RemoteKeyService(KeyService):
         """
         client = httpx.AsyncClient(
             base_url=url,
-            verify=_tls_context(ca_file),
+            verify=_tls_context(ca_file) if url.startswith("https:") else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
             timeout=httpx.Timeout(ANSWER_TIMEOUT_S, connect=CONNECT_TIMEOUT_S),
             limits=httpx.Limits(max_connections=IN_FLIGHT_MAX, max_keepalive_connections=IN_FLIGHT_MAX),
             follow_redirects=False,

@@ -9,10 +9,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from twinlock.testing.traffic_tap import LOOPBACK, free_port
 
@@ -32,39 +32,29 @@ class ProcessFailedError(Exception):
         self.code = code
 
 
-class ServerProcess:
-    """One server on one data folder and one port, through all its lives.
+class ListeningProcess:
+    """A process on one data folder and one port, through all its lives.
 
     Args:
         folder: where its settings, its log and its `data` folder lie.
-        origins: what clients dial besides the server's own port, such as a `TrafficTap`.
-        settings: settings of the server, as in its TOML file. Limits on rates are off unless given here.
+        command: the command of `twinlock` that it runs.
+        port: where it listens.
+        settings: its settings, as in its TOML file, besides `data` and `port`.
     """
 
-    def __init__(self, folder: Path, origins: Sequence[str] = (), **settings: object) -> None:
+    def __init__(self, folder: Path, command: str, port: int, settings: Mapping[str, object]) -> None:
         self.folder = folder
         self.data = folder / "data"
-        self.port = free_port()
-        self._config = folder / "twinlock.toml"
+        self.port = port
+        self.config = folder / "twinlock.toml"
+        self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        chosen = {
-            "data": str(self.data),
-            "port": self.port,
-            "origins": [self.url, *origins],
-            "sign_ups_per_min": 0,
-            "unlocker_tries_per_min": 0,
-            **settings,
-        }
+        chosen = {"data": str(self.data), "port": self.port, **settings}
         folder.mkdir(parents=True, exist_ok=True)
         # JSON's strings, numbers, booleans and lists are written in TOML as they are.
         lines = [f"{name} = {json.dumps(value)}\n" for name, value in chosen.items()]
-        self._config.write_text("".join(lines), encoding="utf-8")
-
-    @property
-    def url(self) -> str:
-        """The address that clients dial."""
-        return f"ws://{LOOPBACK}:{self.port}"
+        self.config.write_text("".join(lines), encoding="utf-8")
 
     @property
     def pid(self) -> int:
@@ -74,7 +64,7 @@ class ServerProcess:
 
     @property
     def log_path(self) -> Path:
-        """Where everything goes that the server prints, through all its lives."""
+        """Where everything goes that it prints, through all its lives."""
         return self.folder / LOG_FILE_NAME
 
     def start(self) -> None:
@@ -84,7 +74,7 @@ class ServerProcess:
             ProcessFailedError: it ended, or was not ready in time.
         """
         self._log = self.log_path.open("ab")
-        command = [sys.executable, "-m", "twinlock", "serve", "--config", str(self._config)]
+        command = [sys.executable, "-m", "twinlock", self._command, "--config", str(self.config)]
         # A session of its own: a Ctrl-C in the terminal is the test's to deal with.
         self._child = subprocess.Popen(  # noqa: S603 - our own interpreter and our own module
             command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, start_new_session=True
@@ -95,7 +85,7 @@ class ServerProcess:
                 return
             time.sleep(_POLL_SECONDS)
         self.kill()
-        raise ProcessFailedError(f"the server did not start: {self.log_path.read_text(errors='replace')[-2000:]}")
+        raise ProcessFailedError(f"the process did not start: {self.log_path.read_text(errors='replace')[-2000:]}")
 
     def kill(self) -> None:
         """End the process at once with SIGKILL: it can finish nothing."""
@@ -113,13 +103,13 @@ class ServerProcess:
             status = self._child.wait(STOP_SECONDS_MAX)
         except subprocess.TimeoutExpired:
             self.kill()
-            raise ProcessFailedError("the server did not end in time") from None
+            raise ProcessFailedError("the process did not end in time") from None
         self._release()
         if status != 0:
-            raise ProcessFailedError(f"the server ended with status {status}: {self.log_path.read_text()[-2000:]}")
+            raise ProcessFailedError(f"the process ended with status {status}: {self.log_path.read_text()[-2000:]}")
 
     def get(self, path: str) -> tuple[int, bytes]:
-        """Fetch a page of the server's HTTP side; return its status and content."""
+        """Fetch a page of its HTTP side; return its status and content."""
         connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=10)
         try:
             connection.request("GET", path)
@@ -128,7 +118,7 @@ class ServerProcess:
         finally:
             connection.close()
 
-    def __enter__(self) -> ServerProcess:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -146,6 +136,27 @@ class ServerProcess:
         if self._log is not None:
             self._log.close()
             self._log = None
+
+
+class ServerProcess(ListeningProcess):
+    """One server on one data folder and one port, through all its lives.
+
+    Args:
+        folder: where its settings, its log and its `data` folder lie.
+        origins: what clients dial besides the server's own port, such as a `TrafficTap`.
+        settings: settings of the server, as in its TOML file. Limits on rates are off unless given here.
+    """
+
+    def __init__(self, folder: Path, origins: Sequence[str] = (), **settings: object) -> None:
+        port = free_port()
+        own = [f"ws://{LOOPBACK}:{port}", *origins]
+        rates = {"sign_ups_per_min": 0, "unlocker_tries_per_min": 0}
+        super().__init__(folder, "serve", port, {"origins": own, **rates, **settings})
+
+    @property
+    def url(self) -> str:
+        """The address that clients dial."""
+        return f"ws://{LOOPBACK}:{self.port}"
 
 
 class DeviceProcess:

@@ -1,0 +1,118 @@
+"""`twinlock ledger`: who got which key and when, and whether that record is whole."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from twinlock.cli.keyservice import ConfigFile, DataFolder, read_key_settings, settings_shown
+from twinlock.cli.output import errors_shown, fail, people, wide_console
+
+if TYPE_CHECKING:
+    from twinlock.keyservice.ledger import LedgerRecord
+
+SHORT_HEX = 12
+_AGO = re.compile(r"^(\d+)([mhd])$")
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+ledger = typer.Typer(
+    name="ledger", help="Read and check the record of every key that was released.", no_args_is_help=True
+)
+
+
+@ledger.command()
+def show(
+    config: ConfigFile = None,
+    data: DataFolder = None,
+    space: Annotated[str, typer.Option(help="Only this space: its id in hex, or the beginning of it.")] = "",
+    account: Annotated[str, typer.Option(help="Only this account.")] = "",
+    device: Annotated[str, typer.Option(help="Only this device.")] = "",
+    since: Annotated[str, typer.Option(help="From then on: 2026-11-23, 2026-11-23T08:00, or 90m, 24h, 7d ago.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with whole ids.")] = False,
+) -> None:
+    """Show releases, refusals, denials and rotations, the oldest first; the key service may be running."""
+    with settings_shown(), errors_shown():
+        import msgspec
+
+        from twinlock.keyservice.ledger_file import Wanted, read_records
+
+        folder = Path(read_key_settings(config, data=data).data)
+        ids = {"space": _hex("space", space), "account": _hex("account", account), "device": _hex("device", device)}
+        records = read_records(folder, Wanted(**ids, since_ms=_since_ms(since)))
+        if as_json:
+            for each in records:
+                print(msgspec.json.encode({"number": each.number, **msgspec.to_builtins(each.record)}).decode())
+            return
+        table = Table("no", "time", "event", "space", "account", "device", "epochs", "outcome", box=None)
+        for each in records:
+            table.add_row(str(each.number), *_row(each.record))
+        wide_console().print(table)
+
+
+@ledger.command()
+def verify(
+    config: ConfigFile = None,
+    data: DataFolder = None,
+    expect_head: Annotated[
+        str, typer.Option(help="A head that was printed before and noted elsewhere: it must be part of the ledger.")
+    ] = "",
+) -> None:
+    """Check that nothing in the ledger was altered, removed or put back; the key service may be running.
+
+    Note the head that it prints in another place: only so a ledger that was set back as a whole can be noticed.
+    """
+    with settings_shown(), errors_shown():
+        from twinlock.keyservice.ledger_file import verify_ledger
+
+        settings = read_key_settings(config, data=data)
+        expected = bytes.fromhex(_hex("expect-head", expect_head))
+        checked = verify_ledger(Path(settings.data), settings.custody, expected)
+        people.print(f"The ledger is whole: {checked.report.records_count} records.")
+        if checked.noted_at:
+            people.print(f"The head that was noted is its record {checked.noted_at}.")
+        people.print("Its head, to be noted elsewhere:")
+        print(checked.report.head.hex())
+
+
+def _row(record: LedgerRecord) -> tuple[str, ...]:
+    outcome = record.refused and f"refused: {record.refused}"
+    if record.not_after_ms and not outcome:
+        outcome = f"until {_time(record.not_after_ms)}"
+    if record.root_version:
+        outcome = f"version {record.root_version} of the root key"
+    if record.keys_count:
+        outcome = f"{record.keys_count} keys deleted"
+    ids = (record.space[:SHORT_HEX], record.account[:SHORT_HEX], record.device[:SHORT_HEX])
+    return (_time(record.time_ms), record.event, *ids, " ".join(map(str, record.epochs)), outcome)
+
+
+def _time(time_ms: int) -> str:
+    return datetime.datetime.fromtimestamp(time_ms / 1000, datetime.UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _since_ms(text: str) -> int:
+    if not text:
+        return 0
+    ago = _AGO.match(text)
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        if ago is not None:
+            when = now - datetime.timedelta(**{_UNITS[ago[2]]: int(ago[1])})
+        else:
+            when = datetime.datetime.fromisoformat(text)
+    except (ValueError, OverflowError):
+        fail("bad_time", f"{text!r} is no time.", "Write 2026-11-23, 2026-11-23T08:00, 90m, 24h or 7d.", status=2)
+    # A time without a zone is that of the ledger itself.
+    return int((when if when.tzinfo else when.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
+
+
+def _hex(name: str, text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]*", text) or (name == "expect-head" and len(text) not in (0, 64)):
+        wanted = "64 hex digits" if name == "expect-head" else "hex digits"
+        fail("not_hex", f"--{name} {text!r} is not {wanted}.", "Ids and heads are printed in hex.", status=2)
+    return text.lower()
