@@ -11,9 +11,15 @@ from twinlock.sealing.suite import Entropy
 
 
 class DeviceContext(NamedTuple):
-    """Handed in from where the database is opened."""
+    """Handed in from where the database is opened.
+
+    `is_weak` tells that whoever can read the disk can read the StoreKey; where it is not known it counts as weak.
+    `app_url` is the address that invite links lead to, by default the server's own.
+    """
 
     profile: Profile
     state: DeviceState
     clock: DeviceClock
     entropy: Entropy
+    is_weak: bool = True
+    app_url: str | None = None

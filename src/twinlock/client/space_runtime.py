@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
 
+import msgspec
+
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.endings import SpaceEnd
 from twinlock.client.local_store import LocalStore
 from twinlock.client.replica_file import ReplicaFile
 from twinlock.client.side_file import SideFile
@@ -19,10 +23,11 @@ from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.envelope import parse
 from twinlock.protocol.labels import label
 from twinlock.protocol.proofs import verify
+from twinlock.protocol.space_log import NEEDS_KEYSTORE
 from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.batch import Batch
 from twinlock.replica.events import ReplicaEvent, WritesConfirmed, WritesRefused
-from twinlock.replica.keyring import Keyring
+from twinlock.replica.keyring import LEASE_RENEWAL_MS, Keyring
 from twinlock.replica.locked import LockedOutbox, open_records
 from twinlock.replica.replica import Replica
 from twinlock.sealing.quarantine import QuarantineReason
@@ -30,6 +35,9 @@ from twinlock.sealing.space_entries import open_title, title_index
 from twinlock.sealing.space_keys import EpochKeys
 
 logger = logging.getLogger(__name__)
+
+RENEWAL_SPREAD_MS = 5 * 60_000
+"""Devices that got their leases in the same moment ask for the next ones in different minutes."""
 
 
 class SpaceRuntime:
@@ -44,11 +52,16 @@ class SpaceRuntime:
         "_store",
         "_writes",
         "attached",
+        "end",
         "is_refused",
         "keyring",
+        "lease_failures",
         "lease_nonce",
         "lease_retry_ms",
+        "log_turn",
+        "on_end",
         "replica",
+        "rotation_ms",
         "space",
         "subscriptions",
         "title",
@@ -61,7 +74,7 @@ class SpaceRuntime:
         self._context = context
         self._entries = list(entries)
         self.space: SpaceId = log.space
-        self.keyring = Keyring(log, state.account_kem, device_keys)
+        self.keyring = Keyring(log, state.account_kem, device_keys, LEASE_RENEWAL_MS - _spread_ms(context))
         folder = context.profile.space_folder(self.space)
         self._file = ReplicaFile(folder, device_keys.device, state.store_key, context.entropy)
         self._side = SideFile(folder)
@@ -73,6 +86,13 @@ class SpaceRuntime:
         self.attached = False
         self.lease_nonce = b""
         self.lease_retry_ms = 0
+        self.lease_failures = 0
+        self.log_turn = asyncio.Lock()
+        """Held by whoever reads or grows the space's log: two at a time would each see half of it."""
+
+        self.rotation_ms: int | None = None
+        self.end: SpaceEnd | None = None
+        self.on_end: list[Callable[[SpaceEnd], None]] = []
         self.is_refused = False
         self.title: str | None = None
         self.was_open = self._file.wrapped_epoch > 0
@@ -93,7 +113,12 @@ class SpaceRuntime:
 
     def keep_keys(self) -> None:
         """Keep the keys that may be kept, sealed under the StoreKey."""
-        self._context.state.put_keyring(self.space, self.keyring.export())
+        if self.end is None:
+            self._context.state.put_keyring(self.space, self.keyring.export(keeps_leases=self._may_keep_leases))
+
+    @property
+    def _may_keep_leases(self) -> bool:
+        return not (self.keyring.log.offline_needs == NEEDS_KEYSTORE and self._context.is_weak)
 
     def take_keys(self, other: SpaceRuntime, now_ms: int) -> None:
         """Take over what another look at the same space found, and keep the keys of both."""
@@ -101,14 +126,19 @@ class SpaceRuntime:
         self.keys_changed(now_ms)
 
     def restore(self) -> None:
-        """Take in the members' logs and the keys that were kept."""
-        for account in self.keyring.log.members:
+        """Take in the logs of those who are or were members, and the keys that were kept."""
+        for account in (*self.keyring.log.members, *self.keyring.log.former):
             entries = self._context.state.account_log(account)
             if entries:
                 self.keyring.install_account(replay_account(entries))
         exported = self._context.state.keyring(self.space)
         if exported is not None:
             self.keyring.restore(exported)
+
+    @property
+    def rotation_wanted(self) -> bool:
+        """Whether the space needs a new epoch: somebody who can derive the newest keys should no longer."""
+        return self.keyring.log.wants_rotation
 
     # Open and locked
 
@@ -123,6 +153,8 @@ class SpaceRuntime:
         Raises:
             StoreDamagedError: the replica file was altered.
         """
+        if self.end is not None:
+            return False
         if self.replica is None and self.keyring.locked(now_ms):
             # A lease that has ended stays no longer on the disk than in memory.
             self.keep_keys()
@@ -179,6 +211,28 @@ class SpaceRuntime:
             self._store.close()
             self._store = None
 
+    def wipe(self, end: SpaceEnd) -> None:
+        """Forget a space that has ended: its keys first, then everything that lies in its folder.
+
+        Writes that the server never had are lost with it; those who hold their handles are told.
+        """
+        refused = self.replica.refused() if self.replica is not None else []
+        unsent = self.pending_count + len(refused)
+        self.end = msgspec.structs.replace(end, unsent_writes=unsent)
+        logger.warning(
+            "a space has ended",
+            extra={"space": self.space.hex(), "reason": end.reason.value, "unsent_writes": unsent},
+        )
+        self._context.state.end_space(self.space, self.end)
+        self.close()
+        self.keyring.forget()
+        self.title = None
+        self._context.profile.erase_space(self.space)
+        for write in [*self._writes.values(), *self._locked_writes]:
+            write.settle(end.error())
+        for listener in self.on_end:
+            listener(self.end)
+
     def abandon_writes(self, error: TwinlockError) -> None:
         """Tell those who wait for the server that they wait in vain."""
         for write in [*self._writes.values(), *self._locked_writes]:
@@ -186,6 +240,8 @@ class SpaceRuntime:
 
     def keys_changed(self, now_ms: int) -> None:
         """The keyring knows more than before: keep it, open what it opens, wrap the file's key anew."""
+        if self.end is not None:
+            return
         self.keep_keys()
         if self.replica is None:
             self.open(now_ms)
@@ -238,6 +294,8 @@ class SpaceRuntime:
         """Writes that the server does not have."""
         if self.replica is not None:
             return self.replica.pending_count
+        if self.end is not None:
+            return 0
         return len(self._side.records())
 
     @property
@@ -251,6 +309,8 @@ class SpaceRuntime:
         Raises:
             StoreError: the disk refused; none of them was written.
         """
+        if self.end is not None:
+            raise self.end.error()
         if self.replica is not None and self.keyring.locked(now_ms):
             self.lock()
         if self.replica is None or self._store is None:
@@ -313,3 +373,7 @@ class SpaceRuntime:
         write = self._writes.pop(token, None)
         if write is not None:
             write.settle(error)
+
+
+def _spread_ms(context: DeviceContext) -> int:
+    return int.from_bytes(context.entropy(4), "big") * RENEWAL_SPREAD_MS >> 32

@@ -8,12 +8,12 @@ import msgspec
 
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.endings import space_ends
+from twinlock.client.epochs import Epochs
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.errors import UnknownSpaceError
 from twinlock.ids import ID_BYTES, Epoch, Incarnation, SpaceId
-from twinlock.protocol import hpke
-from twinlock.protocol.calls import CreatePending, CreatePendingResult, CreateSpace, KeyringRow, LogHead, SignedEntry
-from twinlock.protocol.proofs import lease_info, pending_message
+from twinlock.protocol.calls import CreateSpace, KeyringRow, LogHead, SignedEntry
 from twinlock.protocol.space_log import Role
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys
@@ -24,14 +24,12 @@ from twinlock.sealing.space_entries import (
     space_genesis,
     title_index,
 )
-from twinlock.sealing.space_keys import EpochKeys, check_service_key, make_epoch, wrap_member_key
-from twinlock.sealing.suite import ServiceKey
+from twinlock.sealing.space_keys import EpochKeys, make_epoch, wrap_member_key
 
 PARTITIONS_OPEN = 16
 """New spaces are spread over the partitions that every engine opens."""
 
 FIRST_EPOCH = Epoch(1)
-NONCE_BYTES = 32
 
 
 class SpaceInfo(msgspec.Struct, frozen=True):
@@ -46,11 +44,12 @@ class SpaceInfo(msgspec.Struct, frozen=True):
 class SpaceMaker:
     """Makes new spaces with the account's signing key."""
 
-    __slots__ = ("_connection", "_context")
+    __slots__ = ("_connection", "_context", "_epochs")
 
     def __init__(self, context: DeviceContext, connection: Connection) -> None:
         self._context = context
         self._connection = connection
+        self._epochs = Epochs(context, connection)
 
     async def make(
         self, owner: AccountKeys, incarnation: Incarnation, title: str, lease_hours: int | None
@@ -59,7 +58,7 @@ class SpaceMaker:
         entropy = self._context.entropy
         genesis = space_genesis(owner, entropy(1)[0] % PARTITIONS_OPEN, entropy)
         log = replay_space([genesis])
-        service_key, not_after_ms = await self._pending_key(log.space, genesis, incarnation)
+        service_key, not_after_ms = await self._epochs.pending_key(log.space, FIRST_EPOCH, incarnation, genesis)
         keys = make_epoch(log.space, FIRST_EPOCH, service_key, entropy)
         entries = [genesis, epoch_entry(owner, log, keys, None, entropy)]
         entries.append(config_title_entry(owner, replay_space(entries), keys, title, entropy))
@@ -68,21 +67,6 @@ class SpaceMaker:
         row = KeyringRow(owner.account, FIRST_EPOCH, wrap_member_key(keys, owner.account, owner.kem_pk))
         await self._connection.call("space.create", CreateSpace(log.space, entries, [row]), LogHead)
         return self._keep(entries, keys, row, not_after_ms)
-
-    async def _pending_key(
-        self, space: SpaceId, genesis: SignedEntry, incarnation: Incarnation
-    ) -> tuple[ServiceKey, int]:
-        state, now_ms = self._context.state, self._context.clock.now_ms()
-        nonce = self._context.entropy(NONCE_BYTES)
-        device, account = state.device_keys.device, state.home.account
-        message = pending_message(space, FIRST_EPOCH, nonce, now_ms, account, device)
-        request = CreatePending(space, FIRST_EPOCH, nonce, now_ms, state.device_keys.sign.sign(message), genesis)
-        result = await self._connection.call("space.pending", request, CreatePendingResult)
-        grant = result.grant
-        info = lease_info(space, FIRST_EPOCH, device, grant.not_after_ms, incarnation, nonce)
-        service_key = ServiceKey(hpke.open_sealed(state.device_keys.kem, grant.sealed, info))
-        check_service_key(space, FIRST_EPOCH, service_key, result.b_commit)
-        return service_key, grant.not_after_ms
 
     def _keep(self, entries: list[SignedEntry], keys: EpochKeys, row: KeyringRow, not_after_ms: int) -> SpaceRuntime:
         state = self._context.state
@@ -100,6 +84,7 @@ def find_space(context: DeviceContext, runtimes: Iterable[SpaceRuntime], wanted:
     """Return the space of that id or name; a name is found even while the space is locked.
 
     Raises:
+        RemovedError, ShreddedError: it ended on this device.
         UnknownSpaceError: there is none; the message lists those that are known.
     """
     known = list(runtimes)
@@ -111,6 +96,9 @@ def find_space(context: DeviceContext, runtimes: Iterable[SpaceRuntime], wanted:
     for runtime in known:
         if index and runtime.title is None and context.state.title_index(runtime.space) == index:
             return runtime
+    end = space_ends(context).get(SpaceId(identifier))
+    if end is not None:
+        raise end.error()
     names = ", ".join(repr(runtime.title or runtime.space.hex()) for runtime in known) or "none"
     shown = wanted if isinstance(wanted, str) else wanted.hex()
     raise UnknownSpaceError(f"{shown!r}; known are: {names}")
