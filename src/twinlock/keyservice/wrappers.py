@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twinlock.errors import StoreError
+from twinlock.keyservice import root_backup
 from twinlock.keyservice.settings import FILE_WRAPPER, OPENBAO_WRAPPER, KeyServiceSettings
 from twinlock.keyservice.wrapper import KeyWrapper
 from twinlock.keyservice.wrapper_file import FileKeyWrapper
@@ -26,11 +27,11 @@ def open_wrapper(settings: KeyServiceSettings, folder: Path, is_new: bool) -> Ke
         return OpenBaoKeyWrapper.open(settings, is_new)
     if settings.wrapper != FILE_WRAPPER:
         raise StoreError(f"wrapper {settings.wrapper!r} is not known: use {FILE_WRAPPER!r} or {OPENBAO_WRAPPER!r}")
-    path = root_key_path(settings, folder)
+    path, backup_path = root_key_path(settings, folder), folder / root_backup.FILE_NAME
     # A missing file beside a database that exists is an accident to be mended, not a reason to make another key.
     if is_new and not path.exists():
-        return FileKeyWrapper.create(path)
-    return FileKeyWrapper.load(path)
+        return FileKeyWrapper.create(path, backup_path)
+    return FileKeyWrapper.load(path, backup_path)
 
 
 def root_key_path(settings: KeyServiceSettings, folder: Path) -> Path:
