@@ -155,7 +155,9 @@ async def open_wire(port: int, **options: Any) -> Wire:
     return Wire(socket, port)
 
 
-def hello_to(challenge: Challenge, port: int, account: AccountKeys, device: DeviceKeys, origin: str = "") -> Hello:
+def hello_to(
+    challenge: Challenge, port: int, account: AccountKeys, device: DeviceKeys, origin: str = "", token: str = ""
+) -> Hello:
     """Make a device's answer to a challenge."""
     nonce, dialled = os.urandom(32), origin or f"ws://127.0.0.1:{port}"
     message = proofs.hello_message(
@@ -167,7 +169,8 @@ def hello_to(challenge: Challenge, port: int, account: AccountKeys, device: Devi
         server_nonce=challenge.nonce,
         client_nonce=nonce,
     )
-    return Hello(nonce, dialled, account.account, device.device, device.sign.sign(message))
+    signature = device.sign.sign(proofs.with_token(message, token))
+    return Hello(nonce, dialled, account.account, device.device, signature, token=token)
 
 
 def anonymous_hello(port: int) -> Hello:
@@ -204,7 +207,7 @@ class World:
     def space(self) -> SpaceId:
         return self.log.space
 
-    async def sign_up(self) -> None:
+    async def sign_up(self, token: str = "") -> None:
         """Create the account with its first device."""
         wire, challenge = await open_anonymous(self.port)
         self.incarnation = challenge.incarnation
@@ -212,15 +215,15 @@ class World:
         genesis = account_genesis(self.account, os.urandom)
         entry = device_entry(self.account, replay_account([genesis]), self.device.sign_pk, self.device.kem_pk)
         unlocker = make_unlocker(self.kit, self.name, self.server_id, os.urandom, self.account)
-        await wire.call("account.create", CreateAccount(self.name, [genesis, entry], [unlocker]))
+        await wire.call("account.create", CreateAccount(self.name, [genesis, entry], [unlocker], token))
         self.account_log = replay_account([genesis, entry])
         await wire.close()
 
-    async def open(self, device: DeviceKeys | None = None) -> Wire:
+    async def open(self, device: DeviceKeys | None = None, token: str = "") -> Wire:
         """Connect as a device of the account."""
         wire = await open_wire(self.port)
         challenge = await wire.next(Challenge)
-        await wire.send(hello_to(challenge, self.port, self.account, device or self.device))
+        await wire.send(hello_to(challenge, self.port, self.account, device or self.device, token=token))
         await wire.next(Welcome)
         return wire
 

@@ -46,6 +46,7 @@ ON_BOTH_SIDES = {
     ),
     "CLOCK_SKEW_MS_MAX": "tests/vectors/test_document_vectors.py::check_clock_skew",
     "LEASE_REQUEST_SKEW_MS_MAX": "src/twinlock/testing/contracts/keys.py::test_limit_of_a_requests_time",
+    "TOKEN_BYTES_MAX": "tests/unit/test_server_tokens.py::test_a_token_is_read_up_to_its_limit",
     "DOCUMENT_ID_BYTES_MAX": "tests/unit/test_document_values.py::test_names_are_checked",
     "COLLECTION_NAME_BYTES_MAX": "tests/unit/test_limits.py::test_a_collection_has_a_name_of_256_bytes_and_no_more",
     "DOCUMENT_DEPTH_MAX": "tests/unit/test_document_values.py::test_nesting_ends_at_depth_32_on_both_sides",

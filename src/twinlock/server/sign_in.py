@@ -32,7 +32,8 @@ class SessionEnds:
     def set(self, peer: Peer, ends_ms: int) -> None:
         """End a session at a time, or at another one than before."""
         self.forget(peer)
-        second = ends_ms // 1000
+        # Rounded up: no session ends before its token.
+        second = -(-ends_ms // 1000)
         self._ends[peer] = second
         self._peers.setdefault(second, set()).add(peer)
 
