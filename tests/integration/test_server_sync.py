@@ -268,7 +268,7 @@ async def test_a_lease_is_granted_to_a_member_and_refused_to_a_stranger(server, 
         leases = await wire.next(Leases)
         assert leases.nonce == nonce
         assert [grant.epoch for grant in leases.grants] == ([1] if is_granted else [])
-        assert leases.code == ("" if is_granted else "lease_refused")
+        assert leases.code == ("" if is_granted else "unknown_space")
 
 
 async def test_a_cut_moves_the_start_for_new_readers_and_can_be_taken_back(world):

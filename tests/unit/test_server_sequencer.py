@@ -142,11 +142,11 @@ def test_a_device_that_heals_may_push_older_epochs_until_it_is_at_the_newest():
     assert desk.code(desk.chain.next(epoch=Epoch(1))) == "stale_epoch"
 
 
-def test_a_stranger_is_refused():
+def test_a_space_does_not_exist_for_a_stranger():
     desk = Desk()
     stranger = Author(b"z" * 16, desk.device.device, b"")
 
-    assert desk.sequencer.decide([desk.chain.next()], stranger).refusal.error.code == "role_forbids"
+    assert desk.sequencer.decide([desk.chain.next()], stranger).refusal.error.code == "unknown_space"
 
 
 def test_only_snapshots_have_their_signatures_verified():

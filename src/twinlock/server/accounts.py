@@ -11,7 +11,6 @@ from twinlock.errors import (
     LogInvalidError,
     NotSignedInError,
     RoleError,
-    UnknownSpaceError,
 )
 from twinlock.ids import AccountId, SpaceId
 from twinlock.protocol.account_log import replay_account
@@ -36,6 +35,7 @@ from twinlock.server.names import Names
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.sign_in import TokenSignIn
+from twinlock.server.standing import FORMER, check_member, readable_seq
 from twinlock.server.tries import Tries
 from twinlock.server.unlockers import Unlockers, check_unlockers
 
@@ -109,21 +109,23 @@ class Accounts:
 
     async def _spaces(self, peer: Peer, request: Spaces) -> SpacesResult:
         prefix = f"member/{_own(peer).hex()}/"
-        records = await self._directory.list(prefix)
-        return SpacesResult([SpaceId(bytes.fromhex(key.removeprefix(prefix))) for key in records])
+        result = SpacesResult([])
+        for key, record in (await self._directory.list(prefix)).items():
+            spaces = result.former if record.value == FORMER else result.spaces
+            spaces.append(SpaceId(bytes.fromhex(key.removeprefix(prefix))))
+        return result
 
     async def _account_names(self, peer: Peer, request: ReadNames) -> NamesResult:
         author = device_of(peer)
         rules = (await self._registry.load(request.space)).sequencer.rules
-        if rules.role_of(author.account) is None:
-            raise UnknownSpaceError
+        check_member(rules, author.account)
         everyone = (*rules.members, *rules.former, *rules.applicants)
         found = {account: await self._names.name_of(account) for account in everyone}
         return NamesResult({account: name for account, name in found.items() if name})
 
     def _share_a_space(self, peer: Peer, account: AccountId) -> bool:
         served = (self._registry.at_hand(space) for space in peer.session.spaces)
-        return any(space is not None and account in space.sequencer.rules.members for space in served)
+        return any(space is not None and readable_seq(space.sequencer.rules, account) for space in served)
 
 
 def check_entries(entries: Sequence[SignedEntry]) -> None:

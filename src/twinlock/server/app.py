@@ -24,6 +24,8 @@ from twinlock.server.drain import drain, end_due_sessions, revoke_devices
 from twinlock.server.heartbeat import Heartbeat
 from twinlock.server.http import build_http
 from twinlock.server.hub import Hub
+from twinlock.server.keyrings import Keyrings
+from twinlock.server.memberships import Memberships
 from twinlock.server.metrics import Metrics
 from twinlock.server.people import build_people
 from twinlock.server.registry import SpaceRegistry
@@ -31,6 +33,7 @@ from twinlock.server.services import Services
 from twinlock.server.session import Dispatcher
 from twinlock.server.settings import Settings
 from twinlock.server.signed_logs import SignedLogs
+from twinlock.server.space_changes import SpaceChanges
 from twinlock.server.spaces import Spaces
 from twinlock.server.stores import Stores, open_stores
 from twinlock.server.tasks import Tasks
@@ -127,6 +130,7 @@ class Server:
                 web = web_server(http, tls, sync)
                 await web.startup(sockets=[listener])
                 turning = group.create_task(web.main_loop())
+                services.tasks.spawn(services.changes.finish_shredding(), "finish shredding")
                 services.tasks.spawn(_clean_for_ever(services), "clean")
                 services.tasks.spawn(_tend_for_ever(services), "tend sessions")
                 self._is_serving = True
@@ -202,7 +206,11 @@ def build_services(
     hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
     registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
     people = build_people(settings, stores, tasks, heartbeat, authority, registry, now_ms)
-    spaces = Spaces(stores.log, stores.directory, stores.keys, logs, registry, hub, now_ms)
+    committer = Committer(stores.log, hub, tasks, metrics, now_ms)
+    changes = SpaceChanges(stores.log, stores.directory, logs, authority, registry, committer, tasks)
+    keyrings = Keyrings(stores.directory)
+    spaces = Spaces(stores.log, stores.keys, logs, keyrings, registry, changes, now_ms)
+    members = Memberships(logs, keyrings, registry, changes, stores.secrets.server_id, settings, now_ms)
     return Services(
         settings=settings,
         secrets=stores.secrets,
@@ -211,7 +219,8 @@ def build_services(
         authority=authority,
         registry=registry,
         hub=hub,
-        committer=Committer(stores.log, hub, tasks, metrics, now_ms),
+        committer=committer,
+        changes=changes,
         admission=Admission(settings, now_ms()),
         tickets=Tickets(stores.secrets.ticket_key),
         quotas=Quotas(settings),
@@ -220,7 +229,7 @@ def build_services(
         presence=people.presence,
         devices=people.devices,
         pairings=people.pairings,
-        methods={**people.methods, **spaces.methods()},
+        methods={**people.methods, **spaces.methods(), **members.methods()},
         tasks=tasks,
         metrics=metrics,
         now_ms=now_ms,
@@ -234,6 +243,7 @@ async def _clean_for_ever(services: Services) -> None:
         await asyncio.sleep(settings.clean_interval_s or 60.0)
         try:
             await services.pairings.clean()
+            await services.changes.finish_shredding()
             deleted = await services.log.clean(services.now_ms() - int(settings.grace_days * DAY_MS))
         except TwinlockError as error:
             logger.warning("cleaning failed", code=error.code)

@@ -10,13 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import structlog
 
 from twinlock.contracts import Append, Log, Outcome, SpaceState
-from twinlock.errors import AppendConflictError, CounterConflictError, InternalError, StoreError, TwinlockError
+from twinlock.errors import (
+    AppendConflictError,
+    CounterConflictError,
+    InternalError,
+    OverloadedError,
+    StoreError,
+    TwinlockError,
+)
 from twinlock.ids import Counter, DeviceId, Seq, short
 from twinlock.protocol.codec import encode
 from twinlock.protocol.frames import Ack, Entry, Reject
@@ -34,16 +41,18 @@ GROUP_BYTES_MAX = 4 << 20
 """An append carries about this much at most, so that no one waits behind a mountain."""
 
 RETRY_AFTER_MS = 1_000
+SETTLE_S = 10.0
+"""How long a change of members waits for what its devices pushed before."""
 
 
 class Committer:
     """Takes pushes that were decided on, and acknowledges and delivers them once they are durable."""
 
-    __slots__ = ("_changed", "_hub", "_log", "_loop", "_metrics", "_now_ms", "_tasks", "in_flight", "waiting_bytes")
+    __slots__ = ("_changed", "_log", "_loop", "_metrics", "_now_ms", "_tasks", "hub", "in_flight", "waiting_bytes")
 
     def __init__(self, log: Log, hub: Hub, tasks: Tasks, metrics: Metrics, now_ms: Callable[[], int]) -> None:
         self._log = log
-        self._hub = hub
+        self.hub = hub
         self._tasks = tasks
         self._metrics = metrics
         self._now_ms = now_ms
@@ -107,9 +116,9 @@ class Committer:
         space.sequencer.confirm(envelopes)
         space.log_bytes += sum([len(envelope.data) for envelope in envelopes])
         for peer, pairs in _acks_by_peer(pushes, seqs).items():
-            self._hub.acknowledge(space, peer, binary_message(encode(Ack(space.id, pairs))))
+            self.hub.acknowledge(space, peer, binary_message(encode(Ack(space.id, pairs))))
         entries = [Entry(seq, received_ms, envelope.data) for seq, envelope in zip(seqs, envelopes, strict=True)]
-        self._hub.deliver(space, entries)
+        self.hub.deliver(space, entries)
         self._finish(space, pushes)
 
     def _finish(self, space: ServedSpace, pushes: list[WaitingPush]) -> None:
@@ -134,8 +143,28 @@ class Committer:
             self._settle(space, push)
         self._go_on(space)
 
+    async def settle_chains(self, space: ServedSpace, devices: Collection[DeviceId] | None) -> None:
+        """Wait until nothing of some devices (None: of any), whose pushes are held, is on its way to the log.
+
+        Raises:
+            OverloadedError: the log takes too long.
+            StoreError: the log does not tell its state.
+        """
+        ends_s = self._loop.time() + SETTLE_S
+        while space.sequencer.is_under_way(devices):
+            if not space.is_appending and not space.waiting:
+                # What an error of our own left open: the log itself knows.
+                space.sequencer.restore((await self._log.state(space.id)).heads)
+                return
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            space.group_waiters.append(waiter)
+            await asyncio.wait([waiter], timeout=max(0.0, ends_s - self._loop.time()))
+            if self._loop.time() >= ends_s:
+                raise OverloadedError("pushes are still on their way to the disk", retry_after_ms=RETRY_AFTER_MS)
+
     def _go_on(self, space: ServedSpace) -> None:
         space.is_appending = False
+        space.group_ended()
         if space.waiting:
             self._queue(space)
 
@@ -168,7 +197,7 @@ class Committer:
         error = refusal.error
         head = space.sequencer.head_of(device)
         self._metrics.rejected(error)
-        self._hub.release_ack(space, peer)
+        self.hub.release_ack(space, peer)
         peer.send(
             Reject(space.id, refusal.counter, error.code, error.detail, error.retry_after_ms, head.counter, head.id)
         )
@@ -186,7 +215,7 @@ class Committer:
         if state is not None:
             space.sequencer.restore(state.heads)
             space.log_bytes, space.start = state.log_bytes, state.start
-            self._hub.restart(space, state.head)
+            self.hub.restart(space, state.head)
         told = error if isinstance(error, StoreError) else StoreError("the log moved on; push again")
         for push in pushes:
             self._leave(push)
@@ -207,6 +236,7 @@ class Committer:
     def _abandon(self, space: ServedSpace, _: Exception) -> None:
         """An error of our own: nobody may be left waiting, so everyone who pushes or reads here connects anew."""
         space.is_appending = False
+        space.group_ended()
         rest, space.waiting = space.waiting, []
         for push in rest:
             self._leave(push)

@@ -67,6 +67,7 @@ class Hub:
     def detach(self, space: ServedSpace, peer: Peer) -> None:
         """Deliver no more to a peer."""
         space.live.discard(peer)
+        space.senders.discard(peer)
         if space.lagging.pop(peer, None) is not None and not space.lagging:
             space.forget_recent()
 
@@ -101,11 +102,17 @@ class Hub:
             if peer is not sender and not peer.paused:
                 peer.write(message)
 
-    def tell_accounts(self, accounts: Container[AccountId], notice: Notice) -> None:
-        """Tell every device of some accounts: a space that is new to them has no readers yet."""
+    def tell_accounts(self, accounts: Container[AccountId], *notices: Notice) -> None:
+        """Tell every device of some accounts, attached or not: a space that is new to them has no readers yet."""
         for peer in self._everyone():
             if peer.author is not None and peer.author.account in accounts:
-                peer.send(notice)
+                for notice in notices:
+                    peer.send(notice)
+
+    def attach_sender(self, space: ServedSpace, peer: Peer) -> None:
+        """Let a peer that may only send hear when the signed log grows."""
+        self.detach(space, peer)
+        space.senders.add(peer)
 
     def pause(self, space: ServedSpace, peer: Peer) -> None:
         """Stop delivering to a peer whose buffer is full; it has been sent everything up to `delivered`."""

@@ -6,7 +6,7 @@ pipelined; `restore` goes back to what is durable when an append failed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,6 +18,7 @@ from twinlock.errors import (
     ForeignEnvelopeError,
     LimitExceededError,
     MalformedEnvelopeError,
+    OverloadedError,
     RoleError,
     StaleEpochError,
     TwinlockError,
@@ -28,9 +29,12 @@ from twinlock.protocol.envelope import Envelope, Kind, parse
 from twinlock.protocol.labels import label
 from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
 from twinlock.protocol.space_log import SpaceLogState
+from twinlock.server.standing import refusal_of
 
 NO_HEAD = DeviceHead(Counter(0), NO_ENVELOPE)
 _COUNTER = slice(40, 48)
+HELD_RETRY_MS = 200
+"""After how long a push is to come again that was held while its author's chains are being cut off."""
 
 
 class Author(msgspec.Struct, frozen=True, gc=False):
@@ -65,7 +69,7 @@ class Sequencer:
     `durable` holds the heads that a crash cannot take back, `_expected` those of devices with appends in flight.
     """
 
-    __slots__ = ("_expected", "_healing", "_refused", "durable", "rules", "space")
+    __slots__ = ("_expected", "_healing", "_held", "_refused", "durable", "rules", "space")
 
     def __init__(self, space: SpaceId, rules: SpaceLogState, heads: Mapping[DeviceId, DeviceHead]) -> None:
         self.space = space
@@ -74,9 +78,13 @@ class Sequencer:
         self._expected: dict[DeviceId, DeviceHead] = {}
         self._refused: dict[DeviceId, Counter] = {}
         self._healing: set[DeviceId] = set()
+        self._held: Container[AccountId] = ()
 
     def decide(self, push: Sequence[bytes], author: Author) -> Decision:
         """Decide for the envelopes of one push, in order, up to the first that is refused."""
+        if self._held and author.account in self._held:
+            held = OverloadedError("the account's part in the space is changing", retry_after_ms=HELD_RETRY_MS)
+            return self.refuse(push, author.device, held)
         fresh: list[Envelope] = []
         known: list[Envelope] = []
         for data in push:
@@ -108,6 +116,18 @@ class Sequencer:
         self.durable = dict(heads)
         self._expected.clear()
         self._refused.clear()
+
+    def hold(self, accounts: Container[AccountId]) -> None:
+        """Have pushes of some accounts come again later, until `release`: their chains must stand still."""
+        self._held = accounts
+
+    def release(self) -> None:
+        """Take pushes of everybody again."""
+        self._held = ()
+
+    def is_under_way(self, devices: Iterable[DeviceId] | None) -> bool:
+        """Tell whether anything of some devices (None: of any) is taken but not yet durable."""
+        return bool(self._expected) if devices is None else any(device in self._expected for device in devices)
 
     def head_of(self, device: DeviceId) -> DeviceHead:
         """Return the durable head of a device's chain."""
@@ -150,7 +170,9 @@ class Sequencer:
         if header.device != author.device or header.space != self.space:
             raise ForeignEnvelopeError
         member = rules.members.get(author.account)
-        if member is None or header.kind is Kind.SIGNAL or not member.role.may_write(header.kind):
+        if member is None or rules.is_shredded:
+            raise refusal_of(rules, author.account) or RoleError()
+        if header.kind is Kind.SIGNAL or not member.role.may_write(header.kind):
             raise RoleError
         if header.kind is Kind.DROP:
             if header.epoch not in rules.epochs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 
 import msgspec
@@ -66,16 +67,21 @@ class ServedSpace:
         "births",
         "cuts_under_way",
         "delivered",
+        "group_waiters",
         "id",
+        "in_doubt",
         "is_appending",
         "lagging",
         "live",
         "log_bytes",
+        "log_lock",
+        "log_users",
         "pace",
         "recent",
         "recent_bytes",
         "recent_floor",
         "rests_until_s",
+        "senders",
         "sequencer",
         "start",
         "turn",
@@ -95,6 +101,21 @@ class ServedSpace:
         self.pace = pace
         self.live: set[Peer] = set()
         self.lagging: dict[Peer, Lag] = {}
+        self.senders: set[Peer] = set()
+        """Attached devices that may only send: they are told when the log grows, and are delivered nothing."""
+
+        self.log_lock = asyncio.Lock()
+        """Held while the space's signed log grows."""
+
+        self.log_users = 0
+        """How many hold that lock or wait for it."""
+
+        self.in_doubt = False
+        """Whether entries may have been appended to the signed log that are not known here yet."""
+
+        self.group_waiters: list[asyncio.Future[None]] = []
+        """Who wants to know when the next group of appends has ended."""
+
         self.waiting: list[WaitingPush] = []
         self.is_appending = False
         self.turn: list[Delivery] = []
@@ -109,8 +130,17 @@ class ServedSpace:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody reads it and nothing is on its way."""
-        return not (self.live or self.lagging or self.waiting or self.is_appending or self.turn)
+        """Whether nobody uses it and nothing is on its way."""
+        is_read = self.live or self.lagging or self.senders
+        is_changing = self.waiting or self.is_appending or self.turn or self.log_users or self.in_doubt
+        return not (is_read or is_changing)
+
+    def group_ended(self) -> None:
+        """Wake those who wait for a group of appends."""
+        waiters, self.group_waiters = self.group_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def attached(self, device: DeviceId, resume: Seq) -> Attached:
         """Return what tells a device where delivery begins, and where its chain and the space's log stand."""

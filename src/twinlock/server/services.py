@@ -21,6 +21,7 @@ from twinlock.server.registry import SpaceRegistry
 from twinlock.server.secrets_file import ServerSecrets
 from twinlock.server.settings import Settings
 from twinlock.server.sign_in import SessionEnds, TokenSignIn
+from twinlock.server.space_changes import SpaceChanges
 from twinlock.server.tasks import Tasks
 
 
@@ -35,6 +36,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     registry: SpaceRegistry
     hub: Hub
     committer: Committer
+    changes: SpaceChanges
     admission: Admission
     tickets: Tickets
     quotas: Quotas

@@ -8,11 +8,11 @@ from functools import partial
 from twinlock.contracts import Asking
 from twinlock.errors import (
     InternalError,
+    LeaseRefusedError,
     OverloadedError,
     ProofError,
     QuotaExceededError,
     RateLimitedError,
-    RoleError,
     SignatureError,
     SpaceFullError,
     TokenError,
@@ -49,6 +49,7 @@ from twinlock.server.peer import Peer
 from twinlock.server.sequencer import Author
 from twinlock.server.served_space import ServedSpace, WaitingPush
 from twinlock.server.services import Services
+from twinlock.server.standing import refusal_of
 
 NONCE_BYTES = 32
 CLIENT_NONCE_BYTES_MIN = 16
@@ -233,9 +234,13 @@ class Dispatcher:
         author, services = peer.author, self._services
         if author is None or space.id not in peer.session.spaces:
             return
-        role = space.sequencer.rules.role_of(author.account)
-        if role is None or not role.may_lease:
-            self._refuse_attach(peer, space.id, UnknownSpaceError() if role is None else RoleError())
+        rules = space.sequencer.rules
+        refusal = refusal_of(rules, author.account)
+        if refusal is not None:
+            self._refuse_attach(peer, space.id, refusal)
+            return
+        if not rules.members[author.account].role.may_lease:
+            self._begin(peer, space, min(frame.cursor, space.delivered))
             return
         is_same_life = frame.incarnation == services.log.incarnation
         if is_same_life and frame.cursor > space.delivered:
@@ -262,9 +267,18 @@ class Dispatcher:
             self._begin(peer, space, min(frame.cursor, max(state.head, space.delivered)))
 
     def _begin(self, peer: Peer, space: ServedSpace, resume: Seq) -> None:
-        space.sequencer.forget_refusal(peer.session.device)
-        peer.send(space.attached(peer.session.device, resume))
-        self._services.hub.attach(space, peer, resume)
+        rules, session = space.sequencer.rules, peer.session
+        refusal = refusal_of(rules, session.account)
+        if refusal is not None:
+            # The membership has ended while the log was asked.
+            self._refuse_attach(peer, space.id, refusal)
+            return
+        space.sequencer.forget_refusal(session.device)
+        peer.send(space.attached(session.device, resume))
+        if rules.members[session.account].role.may_lease:
+            self._services.hub.attach(space, peer, resume)
+        else:
+            self._services.hub.attach_sender(space, peer)
 
     def _refuse_attach(self, peer: Peer, space: SpaceId, error: TwinlockError) -> None:
         peer.session.detached(space)
@@ -336,12 +350,30 @@ class Dispatcher:
         try:
             asking = Asking(author.account, author.device, services.log.incarnation, services.now_ms())
             leases = await services.keys.lease(asking, request)
+            self._compare_heads(leases)
         except TwinlockError as error:
+            told = await self._told_for_lease(author, request.space, error)
             leases = Leases(
-                request.space, request.nonce, [], 0, b"", 0, b"", error.code, error.detail, error.retry_after_ms
+                request.space, request.nonce, [], 0, b"", 0, b"", told.code, told.detail, told.retry_after_ms
             )
         peer.session.settle_call()
         peer.send(leases)
+
+    def _compare_heads(self, leases: Leases) -> None:
+        """Read a space's log again if the key service has more of it; a change that is under way ends by itself."""
+        space = self._services.registry.at_hand(leases.space)
+        if space is not None and leases.space_log_seq > space.sequencer.rules.seq and not space.log_users:
+            self._services.changes.doubt(space)
+
+    async def _told_for_lease(self, author: Author, space: SpaceId, error: TwinlockError) -> TwinlockError:
+        """Return why an account gets no key; if it is no longer a member it hears that."""
+        if not isinstance(error, LeaseRefusedError):
+            return error
+        try:
+            served = await self._services.registry.load(space)
+        except TwinlockError as unknown:
+            return unknown if isinstance(unknown, UnknownSpaceError) else error
+        return refusal_of(served.sequencer.rules, author.account) or error
 
     def _call(self, peer: Peer, call: Call) -> None:
         services = self._services

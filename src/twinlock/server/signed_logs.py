@@ -1,13 +1,18 @@
-"""Signed logs: the key service is their authority, the directory keeps a copy that is quick to read."""
+"""Signed logs: the key service is their authority, the directory keeps a copy that is quick to read.
+
+While an append is under way the directory says so. If that is still there when a log is read, the copy may be shorter
+than what the key service holds, and may lack a removal: then nothing is served before the key service has answered.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
 
 from twinlock.contracts import Directory, KeyService
-from twinlock.errors import KeyServiceError
+from twinlock.errors import KeyServiceError, StoreError, TwinlockError
 from twinlock.ids import LogId
 from twinlock.protocol.calls import LogHead, SignedEntry
 
@@ -18,36 +23,89 @@ _encode = msgspec.msgpack.encode
 class SignedLogs:
     """Appends to both, in that order, and on load takes the longer of the two."""
 
-    __slots__ = ("_directory", "_keys")
+    __slots__ = ("_directory", "_keys", "_under_way")
 
     def __init__(self, directory: Directory, keys: KeyService) -> None:
         self._directory = directory
         self._keys = keys
+        self._under_way: Counter[LogId] = Counter()
 
     async def read(self, log: LogId) -> list[SignedEntry]:
         """Return every entry of a log; none if there is no such log.
 
         A directory that was restored to an older state is mended here, so that nobody is served a shorter log.
+
+        Raises:
+            KeyServiceError: it does not answer, and the copy here may be behind it.
         """
-        records = await self._directory.list(_prefix(log))
-        entries = [_decode_entry(record.value) for record in records.values()]
+        entries = await self._copy(log)
         try:
-            missing = await self._keys.read_log(log, len(entries))
+            return await self._completed(log, entries)
         except KeyServiceError:
+            if await self._directory.get(_mark(log)) is not None:
+                raise
             # Serving goes on without the key service; it alone decides about keys anyway.
             return entries
-        await self._mirror(log, len(entries), missing)
-        return entries + missing
+
+    async def read_certain(self, log: LogId) -> list[SignedEntry]:
+        """Return every entry of a log as the key service has it, once it answers.
+
+        Raises:
+            KeyServiceError: it does not.
+        """
+        entries = await self._completed(log, await self._copy(log))
+        await self._unmark(log)
+        return entries
 
     async def append(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
         """Append entries after the first `expect_seq`; appending what is there already is fine.
 
         Raises:
             LogConflictError, LogInvalidError, SignatureError, UpdateNeededError: as the key service decides.
+            KeyServiceError, StoreError: whether they were appended is not known; `read_certain` tells later.
         """
-        head = await self._keys.append_log(log, expect_seq, entries)
+        self._under_way[log] += 1
+        try:
+            await self._directory.put(_mark(log), b"")
+            head = await self._append(log, expect_seq, entries)
+        finally:
+            self._under_way[log] -= 1
+            if not self._under_way[log]:
+                del self._under_way[log]
+        await self._unmark(log)
+        return head
+
+    async def _append(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+        try:
+            head = await self._keys.append_log(log, expect_seq, entries)
+        except (KeyServiceError, StoreError):
+            raise
+        except TwinlockError:
+            if self._under_way[log] == 1:
+                await self._directory.delete(_mark(log))
+            raise
         await self._mirror(log, expect_seq, entries)
         return head
+
+    async def _unmark(self, log: LogId) -> None:
+        """Note that the copy is complete, unless another append is under way."""
+        if not self._under_way[log]:
+            await self._directory.delete(_mark(log))
+
+    async def _copy(self, log: LogId) -> list[SignedEntry]:
+        """Return what the directory has, up to the first gap that a failed write left."""
+        prefix = _prefix(log)
+        entries: list[SignedEntry] = []
+        for key, record in (await self._directory.list(prefix)).items():
+            if key != f"{prefix}{len(entries) + 1:08d}":
+                break
+            entries.append(_decode_entry(record.value))
+        return entries
+
+    async def _completed(self, log: LogId, entries: list[SignedEntry]) -> list[SignedEntry]:
+        missing = await self._keys.read_log(log, len(entries))
+        await self._mirror(log, len(entries), missing)
+        return entries + missing
 
     async def _mirror(self, log: LogId, after: int, entries: Sequence[SignedEntry]) -> None:
         for seq, entry in enumerate(entries, after + 1):
@@ -56,3 +114,7 @@ class SignedLogs:
 
 def _prefix(log: LogId) -> str:
     return f"log/{log.hex()}/"
+
+
+def _mark(log: LogId) -> str:
+    return f"appending/{log.hex()}"

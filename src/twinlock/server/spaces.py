@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
-import msgspec
-
-from twinlock.contracts import Asking, Directory, KeyService, Log, SpaceState
+from twinlock.contracts import Asking, KeyService, Log, SpaceState
 from twinlock.errors import (
     CutRefusedError,
     IncarnationError,
     InvalidCallError,
-    LimitExceededError,
+    LogConflictError,
     LogInvalidError,
     NotFoundError,
-    NotSignedInError,
+    OverloadedError,
     RoleError,
     UnknownSpaceError,
 )
-from twinlock.ids import AccountId, LogId, Seq, SpaceId
+from twinlock.ids import ID_BYTES, LogId, Seq, SpaceId
 from twinlock.protocol.calls import (
     AppendLog,
     CreatePending,
@@ -37,45 +35,48 @@ from twinlock.protocol.calls import (
 )
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.frames import LOG_GROWN, Notice
-from twinlock.protocol.limits import LOG_PAGE_ENTRIES_MAX
+from twinlock.protocol.signed_log import Body
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
 from twinlock.server.accounts import check_entries, page_of
-from twinlock.server.hub import Hub
+from twinlock.server.authorize import device_of
+from twinlock.server.keyrings import Keyrings, check_rows, needing_rows
 from twinlock.server.methods import Method
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.sequencer import Author
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
+from twinlock.server.space_changes import SpaceChanges
+from twinlock.server.standing import check_member, readable_seq
 
-WRAPPED_BYTES_MAX = 256
-_decode_row = msgspec.msgpack.Decoder(KeyringRow).decode
-_encode = msgspec.msgpack.encode
+RETRY_AFTER_MS = 1_000
 
 
 class Spaces:
     """Answers the calls about spaces."""
 
-    __slots__ = ("_directory", "_hub", "_keys", "_log", "_logs", "_now_ms", "_registry")
+    __slots__ = ("_changes", "_creating", "_hub", "_keyrings", "_keys", "_log", "_logs", "_now_ms", "_registry")
 
     def __init__(
         self,
         log: Log,
-        directory: Directory,
         keys: KeyService,
         logs: SignedLogs,
+        keyrings: Keyrings,
         registry: SpaceRegistry,
-        hub: Hub,
+        changes: SpaceChanges,
         now_ms: Callable[[], int],
     ) -> None:
         self._log = log
-        self._directory = directory
         self._keys = keys
         self._logs = logs
+        self._keyrings = keyrings
         self._registry = registry
-        self._hub = hub
+        self._changes = changes
+        self._hub = changes.hub
         self._now_ms = now_ms
+        self._creating: set[SpaceId] = set()
 
     def methods(self) -> dict[str, Method]:
         """Return what is answered here, by name."""
@@ -91,65 +92,106 @@ class Spaces:
         }
 
     async def _create(self, peer: Peer, request: CreateSpace) -> LogHead:
-        author = _author(peer)
+        author = device_of(peer)
         check_entries(request.entries)
         rules = replay_space(request.entries)
         if rules.space != request.space:
             raise LogInvalidError("the id is not that of the genesis")
         if rules.role_of(author.account) is not Role.OWNER:
             raise RoleError("a space is created by its owner")
-        _check_rows(request.keyring, rules)
+        _check_signers(request.entries, author)
+        _check_beginning(rules, request.keyring)
+        if request.space in self._creating:
+            raise OverloadedError("the space is being created", retry_after_ms=RETRY_AFTER_MS)
+        self._creating.add(request.space)
+        try:
+            return await self._create_once(rules, request)
+        finally:
+            self._creating.discard(request.space)
+
+    async def _create_once(self, rules: SpaceLogState, request: CreateSpace) -> LogHead:
+        """Create a space, or find that it was created with just these entries: others are appended, not created."""
+        held = await self._logs.read(LogId(request.space))
+        if held and held[: len(request.entries)] != request.entries:
+            raise LogConflictError("the space exists, with other entries")
+        if not held:
+            await self._keyrings.store(request.space, request.keyring)
+            await self._changes.index(request.space, rules.members)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
-        await self._index(rules, rules.members, request.keyring)
         self._hub.tell_accounts(rules.members, Notice(LOG_GROWN, request.space))
         return head
 
     async def _append(self, peer: Peer, request: AppendLog) -> LogHead:
-        space, _ = await self._as_member(peer, SpaceId(request.log))
-        check_entries(request.entries)
-        rules = await self._rules_with(space, request.expect_seq, request.entries)
-        _check_rows(request.keyring, rules)
-        head = await self._logs.append(LogId(space.id), request.expect_seq, request.entries)
-        before = space.sequencer.rules
-        if rules.seq > before.seq:
-            space.sequencer.rules = rules
-        newcomers = rules.members.keys() - before.members.keys()
-        await self._index(rules, newcomers, request.keyring)
-        self._tell_growth(space)
-        self._hub.tell_accounts(newcomers, Notice(LOG_GROWN, space.id))
-        return head
+        author = device_of(peer)
+        async with self._changes.of(SpaceId(request.log)) as space:
+            rules = space.sequencer.rules
+            if not readable_seq(rules, author.account):
+                raise UnknownSpaceError
+            check_entries(request.entries)
+            entries = await self._changes.fresh(space, request.expect_seq, request.entries)
+            if not entries:
+                return LogHead(rules.seq, rules.head)
+            check_member(rules, author.account)
+            if request.is_lost:
+                return await self._bring_back(space, entries)
+            _check_signers(entries, author)
+            after = replay_space(entries, rules)
+            # The rows of others are not for everybody to replace.
+            own = None if rules.members[author.account].role.may_admit else {author.account} & after.key_holders.keys()
+            check_rows(request.keyring, after, own)
+            await self._check_complete(rules, after, request.keyring)
+            return await self._changes.append(space, entries, after, request.keyring)
 
-    async def _rules_with(self, space: ServedSpace, after_seq: int, entries: Sequence[SignedEntry]) -> SpaceLogState:
-        """Return what the space's log will say with entries after its first `after_seq`; they may be there already."""
-        rules = space.sequencer.rules
-        if after_seq == rules.seq:
-            return replay_space(entries, rules)
-        before = (await self._logs.read(LogId(space.id)))[:after_seq]
-        return replay_space([*before, *entries])
+    async def _bring_back(self, space: ServedSpace, entries: Sequence[SignedEntry]) -> LogHead:
+        """Take entries of anybody that a restored server lost; the rows to them come by `space.keyring_put`."""
+        if len(space.births) < 2:
+            raise InvalidCallError("this server has lost nothing of the space")
+        after = replay_space(entries, space.sequencer.rules)
+        return await self._changes.append(space, entries, after, is_lost=True)
+
+    async def _check_complete(self, before: SpaceLogState, after: SpaceLogState, rows: Sequence[KeyringRow]) -> None:
+        """Check that nobody who is to read is left without a row.
+
+        Raises:
+            InvalidCallError: somebody is.
+        """
+        for name in needing_rows(before, after) - {row.account for row in rows}:
+            # An applicant has left its own row, unless the keys have changed since.
+            stored = await self._keyrings.read(after.space, name, after.epoch) if name in before.applicants else None
+            if stored is None or stored.epoch != after.epoch:
+                raise InvalidCallError(f"no keyring row for {name.hex()}, who would be locked out")
 
     async def _read_log(self, peer: Peer, request: ReadLog) -> ReadLogResult:
-        space, _ = await self._as_member(peer, SpaceId(request.log))
-        return page_of(await self._logs.read(LogId(space.id)), request.after_seq)
+        author = device_of(peer)
+        space = await self._registry.load(SpaceId(request.log))
+        seq = readable_seq(space.sequencer.rules, author.account)
+        if not seq:
+            raise UnknownSpaceError
+        return page_of((await self._logs.read(LogId(space.id)))[:seq], request.after_seq)
 
     async def _keyring(self, peer: Peer, request: ReadKeyring) -> KeyringRow:
         space, author = await self._as_member(peer, request.space)
-        record = await self._directory.get(_row_key(space.id, author.account))
-        if record is None:
+        row = await self._keyrings.read(space.id, author.account, space.sequencer.rules.epoch)
+        if row is None:
             raise NotFoundError("this account has no row in the space's keyring")
-        return _decode_row(record.value)
+        return row
 
     async def _keyring_put(self, peer: Peer, request: PutKeyring) -> Nothing:
         space, author = await self._as_member(peer, request.space)
         if request.row.account != author.account:
             raise RoleError("the row of another account")
-        _check_rows([request.row], space.sequencer.rules)
-        record = await self._directory.get(_row_key(space.id, author.account))
-        if record is None or _decode_row(record.value).epoch <= request.row.epoch:
-            await self._put_row(space.id, request.row)
+        rules = space.sequencer.rules
+        if request.row.epoch == rules.epoch:
+            check_rows([request.row], rules)
+            await self._keyrings.store(space.id, [request.row])
+        elif request.row.epoch not in rules.epochs:
+            raise InvalidCallError("a keyring row of an unknown epoch")
         return Nothing()
 
     async def _pending(self, peer: Peer, request: CreatePending) -> CreatePendingResult:
-        author = _author(peer)
+        author = device_of(peer)
+        if request.genesis is None:
+            await self._as_member(peer, request.space)
         asking = Asking(author.account, author.device, self._log.incarnation, self._now_ms())
         return await self._keys.create_pending(asking, request)
 
@@ -165,7 +207,7 @@ class Spaces:
 
     async def _uncut(self, peer: Peer, request: Cut) -> CutResult:
         space = await self._for_cut(peer, request)
-        role = space.sequencer.rules.role_of(_author(peer).account)
+        role = space.sequencer.rules.role_of(device_of(peer).account)
         if role is None or not role.may_admit:
             raise RoleError("an owner or admin takes a cut back")
         return _moved(space, await self._log.uncut(space.id, request.upto))
@@ -182,31 +224,11 @@ class Spaces:
         return space
 
     async def _as_member(self, peer: Peer, space: SpaceId) -> tuple[ServedSpace, Author]:
-        """Return a space that the peer's account is a member of; for others it does not exist."""
-        author = _author(peer)
+        """Return a space that the peer's account is a member of; the others hear what they are."""
+        author = device_of(peer)
         served = await self._registry.load(space)
-        if served.sequencer.rules.role_of(author.account) is None:
-            raise UnknownSpaceError
+        check_member(served.sequencer.rules, author.account)
         return served, author
-
-    async def _index(self, rules: SpaceLogState, newcomers: Iterable[AccountId], rows: Sequence[KeyringRow]) -> None:
-        for row in rows:
-            await self._put_row(rules.space, row)
-        for account in newcomers:
-            await self._directory.put(f"member/{account.hex()}/{rules.space.hex()}", b"")
-
-    async def _put_row(self, space: SpaceId, row: KeyringRow) -> None:
-        await self._directory.put(_row_key(space, row.account), _encode(row))
-
-    def _tell_growth(self, space: ServedSpace) -> None:
-        for peer in (*space.live, *space.lagging):
-            author = peer.author
-            if author is not None and space.sequencer.rules.role_of(author.account) is not None:
-                peer.send(Notice(LOG_GROWN, space.id))
-            else:
-                self._hub.detach(space, peer)
-                peer.session.detached(space.id)
-                peer.send(Notice(UnknownSpaceError.code, space.id))
 
 
 def _moved(space: ServedSpace, state: SpaceState) -> CutResult:
@@ -214,19 +236,29 @@ def _moved(space: ServedSpace, state: SpaceState) -> CutResult:
     return CutResult(Seq(state.start), state.log_bytes)
 
 
-def _author(peer: Peer) -> Author:
-    if peer.author is None:
-        raise NotSignedInError
-    return peer.author
+def _check_signers(entries: Sequence[SignedEntry], author: Author) -> None:
+    """Check that an account appends what it signed itself, and joins by `space.join`, where invites are looked at.
+
+    Raises:
+        RoleError: an entry of somebody else.
+        InvalidCallError: a `join`.
+    """
+    for entry in entries:
+        body = Body(entry.body)
+        if body.type == "join":
+            raise InvalidCallError("an account joins by `space.join`")
+        if body.fields.octets("by", ID_BYTES) != author.account:
+            raise RoleError("an entry of another account")
 
 
-def _row_key(space: SpaceId, account: AccountId) -> str:
-    return f"keyring/{space.hex()}/{account.hex()}"
+def _check_beginning(rules: SpaceLogState, rows: Sequence[KeyringRow]) -> None:
+    """Check with what a space is created: there is nobody yet whose chains could end.
 
-
-def _check_rows(rows: Sequence[KeyringRow], rules: SpaceLogState) -> None:
-    if len(rows) > LOG_PAGE_ENTRIES_MAX:
-        raise LimitExceededError(f"{len(rows)} rows, at most {LOG_PAGE_ENTRIES_MAX} are allowed")
-    for row in rows:
-        if row.account not in rules.members or row.epoch not in rules.epochs or len(row.wrapped) > WRAPPED_BYTES_MAX:
-            raise InvalidCallError("a keyring row of a stranger, of an unknown epoch, or too long")
+    Raises:
+        InvalidCallError, LimitExceededError: entries that come later only, or rows that are missing or not due.
+    """
+    check_rows(rows, rules)
+    if rules.is_shredded or any(each.cutoffs for each in (*rules.members.values(), *rules.former.values())):
+        raise InvalidCallError("a space is created with entries that end something")
+    if not needing_rows(None, rules) <= {row.account for row in rows}:
+        raise InvalidCallError("a space is created with a keyring row for everybody who reads it")

@@ -1,0 +1,107 @@
+"""Keyring rows: A of an epoch, wrapped to each key holder. See spec/sealing.md, section 3.
+
+A row is stored under its epoch, before the entry that opens the epoch is appended: whatever breaks in between, an epoch
+of the log has its rows, and what was stored for an epoch that never came is never read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from twinlock.contracts import Directory
+from twinlock.errors import InvalidCallError, LimitExceededError
+from twinlock.ids import AccountId, Epoch, SpaceId
+from twinlock.protocol.calls import KeyringRow
+from twinlock.protocol.limits import KEYRING_ROWS_MAX
+from twinlock.protocol.space_log import SpaceLogState
+
+WRAPPED_BYTES_MAX = 256
+_decode_row = msgspec.msgpack.Decoder(KeyringRow).decode
+_encode = msgspec.msgpack.encode
+_NOBODY: Mapping[bytes, bytes] = {}
+
+
+class Keyrings:
+    """The rows of all spaces, as the directory keeps them."""
+
+    __slots__ = ("_directory",)
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+
+    async def store(self, space: SpaceId, rows: Iterable[KeyringRow]) -> None:
+        """Store rows, all at once: the engine commits them in one group."""
+        await together(self._directory.put(_key(space, row.epoch, row.account), _encode(row)) for row in rows)
+
+    async def read(self, space: SpaceId, name: bytes, epoch: Epoch) -> KeyringRow | None:
+        """Return a key holder's row of an epoch, or the newest of an earlier one (a restored server may lack some)."""
+        record = await self._directory.get(_key(space, epoch, name))
+        if record is not None:
+            return _decode_row(record.value)
+        rows = [_decode_row(record.value) for record in (await self._directory.list(_prefix(space))).values()]
+        return max(
+            (row for row in rows if row.account == name and row.epoch <= epoch),
+            key=lambda row: row.epoch,
+            default=None,
+        )
+
+    async def forget(self, space: SpaceId, epoch: Epoch, names: Iterable[bytes]) -> None:
+        """Delete the rows of some who hold keys no longer."""
+        await together(self._directory.delete(_key(space, epoch, name)) for name in names)
+
+    async def forget_before(self, space: SpaceId, epoch: Epoch) -> None:
+        """Delete the rows of all epochs before one; the links in the log lead back to those."""
+        keys = await self._directory.list(_prefix(space))
+        await together(self._directory.delete(key) for key in keys if key < f"{_prefix(space)}{epoch:08x}")
+
+    async def forget_all(self, space: SpaceId) -> None:
+        """Delete every row of a space."""
+        keys = await self._directory.list(_prefix(space))
+        await together(self._directory.delete(key) for key in keys)
+
+
+def check_rows(rows: Sequence[KeyringRow], rules: SpaceLogState, names: Iterable[bytes] | None = None) -> None:
+    """Check that rows are of the newest epoch, and for those who may hold its key (or, if given, for some names only).
+
+    Raises:
+        LimitExceededError: there are too many.
+        InvalidCallError: one is for somebody else, of another epoch, or of no proper length.
+    """
+    if len(rows) > KEYRING_ROWS_MAX:
+        raise LimitExceededError(f"{len(rows)} rows, at most {KEYRING_ROWS_MAX} are allowed")
+    allowed = rules.key_holders if names is None else frozenset(names)
+    for row in rows:
+        is_right = row.account in allowed and row.epoch == rules.epoch and rules.epoch > 0
+        if not is_right or not 0 < len(row.wrapped) <= WRAPPED_BYTES_MAX:
+            raise InvalidCallError("a keyring row of somebody else, of another epoch, or of a wrong length")
+
+
+def needing_rows(before: SpaceLogState | None, after: SpaceLogState) -> frozenset[bytes]:
+    """Return who needs a new row when a log goes from one state to another.
+
+    All key holders at a new epoch (without a row a member would be locked out), otherwise those that are new, and
+    those whose `kem` key is.
+    """
+    if not after.epoch:
+        return frozenset()
+    held = before.key_holders if before is not None and before.epoch == after.epoch else _NOBODY
+    return frozenset(name for name, kem_pk in after.key_holders.items() if held.get(name) != kem_pk)
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, object]]) -> None:
+    """Run calls side by side and wait for all of them; the first that failed is raised then."""
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _prefix(space: SpaceId) -> str:
+    return f"keyring/{space.hex()}/"
+
+
+def _key(space: SpaceId, epoch: Epoch, name: AccountId | bytes) -> str:
+    return f"{_prefix(space)}{epoch:08x}/{name.hex()}"
