@@ -14,7 +14,16 @@ from twinlock.protocol.proofs import lease_info, lease_message, pending_message
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry, revoke_entry
-from twinlock.sealing.space_entries import epoch_entry, member_entry, space_genesis
+from twinlock.sealing.invites import InviteKeys, InviteTerms, invite_entry, join_entry
+from twinlock.sealing.space_entries import (
+    NextEpoch,
+    epoch_entry,
+    leave_entry,
+    member_entry,
+    remove_entry,
+    shred_entry,
+    space_genesis,
+)
 from twinlock.sealing.space_keys import EpochKeys, make_epoch
 from twinlock.sealing.suite import MemberKey, ServiceKey
 
@@ -138,3 +147,34 @@ class OwnedSpace:
         entry = member_entry(self.owner.keys, self.state, member.sign_pk, member.kem_pk, member.account, role)
         self.entries.append(entry)
         await keys.append_log(self.log, len(self.entries) - 1, [entry])
+
+    async def remove(self, keys: KeyService, person: Person) -> None:
+        """Remove a member, with the next epoch, at the key service and here."""
+        epoch_keys, _ = await self.pend(keys)
+        following = NextEpoch(epoch_keys, self.epochs[epoch_keys.epoch - 1].member_key, os.urandom)
+        await self.append(keys, remove_entry(self.owner.keys, self.state, person.keys.account, {}, following))
+        self.epochs[epoch_keys.epoch] = epoch_keys
+
+    async def let_go(self, keys: KeyService, person: Person) -> None:
+        """Have a member leave."""
+        await self.append(keys, leave_entry(person.keys, self.state, {}))
+
+    async def invite(self, keys: KeyService, *, needs_approval: bool = False) -> InviteKeys:
+        """Make an invite for a reader."""
+        invite = InviteKeys.of(self.id, os.urandom(32))
+        terms = InviteTerms(Role.READER, NOW_MS, needs_approval=needs_approval)
+        await self.append(keys, invite_entry(self.owner.keys, self.state, invite, terms))
+        return invite
+
+    async def join(self, keys: KeyService, person: Person, invite: InviteKeys) -> None:
+        """Have somebody join by an invite."""
+        await self.append(keys, join_entry(person.keys, self.state, invite))
+
+    async def shred(self, keys: KeyService) -> None:
+        """Shred the space."""
+        await self.append(keys, shred_entry(self.owner.keys, self.state))
+
+    async def append(self, keys: KeyService, entry: SignedEntry) -> None:
+        """Add an entry, at the key service and here."""
+        await keys.append_log(self.log, len(self.entries), [entry])
+        self.entries.append(entry)
