@@ -8,6 +8,7 @@ from twinlock.errors import DeviceRevokedError, LogInvalidError, NotSignedInErro
 from twinlock.ids import AccountId, DeviceId, LogId
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.signed_log import Body
 from twinlock.server.peer import Peer
 from twinlock.server.sequencer import Author
 from twinlock.server.signed_logs import SignedLogs
@@ -52,7 +53,8 @@ class Authority:
         if known is not None:
             return known
         entries = await self._logs.read(LogId(account))
-        if not entries:
+        # The log of a space is no account's, and whoever names one here learns nothing of it.
+        if not entries or Body(entries[0].body).fields.has("partition"):
             raise UnknownDeviceError
         state = replay_account(entries)
         if state.account != account:
