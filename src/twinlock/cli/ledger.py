@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from twinlock.cli.keyservice import ConfigFile, DataFolder, read_key_settings, settings_shown
-from twinlock.cli.output import errors_shown, fail, people, wide_console
+from twinlock.cli.output import errors_shown, fail, people
 
 if TYPE_CHECKING:
     from twinlock.keyservice.ledger import LedgerRecord
 
 SHORT_HEX = 12
+# One line a record, however many there are: nothing is gathered to fit columns.
+_FORM = "{:>8}  {:<20}  {:<14}  {:<12}  {:<12}  {:<12}  {:<8}  {}"
+_HEADING = _FORM.format("no", "time", "event", "space", "account", "device", "epochs", "outcome")
 _AGO = re.compile(r"^(\d+)([mhd])$")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
@@ -48,10 +50,9 @@ def show(
             for each in records:
                 print(msgspec.json.encode({"number": each.number, **msgspec.to_builtins(each.record)}).decode())
             return
-        table = Table("no", "time", "event", "space", "account", "device", "epochs", "outcome", box=None)
+        print(_HEADING)
         for each in records:
-            table.add_row(str(each.number), *_row(each.record))
-        wide_console().print(table)
+            print(_line(each.number, each.record))
 
 
 @ledger.command()
@@ -79,16 +80,19 @@ def verify(
         print(checked.report.head.hex())
 
 
-def _row(record: LedgerRecord) -> tuple[str, ...]:
-    outcome = record.refused and f"refused: {record.refused}"
-    if record.not_after_ms and not outcome:
+def _line(number: int, record: LedgerRecord) -> str:
+    outcome = ""
+    if record.refused:
+        outcome = f"refused: {record.refused}"
+    elif record.not_after_ms:
         outcome = f"until {_time(record.not_after_ms)}"
-    if record.root_version:
+    elif record.root_version:
         outcome = f"version {record.root_version} of the root key"
-    if record.keys_count:
+    elif record.event in ("denied", "purged"):
         outcome = f"{record.keys_count} keys deleted"
     ids = (record.space[:SHORT_HEX], record.account[:SHORT_HEX], record.device[:SHORT_HEX])
-    return (_time(record.time_ms), record.event, *ids, " ".join(map(str, record.epochs)), outcome)
+    epochs = ",".join(map(str, record.epochs))
+    return _FORM.format(number, _time(record.time_ms), record.event, *(each or "-" for each in (*ids, epochs)), outcome)
 
 
 def _time(time_ms: int) -> str:
