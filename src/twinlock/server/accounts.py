@@ -11,6 +11,7 @@ from twinlock.errors import (
     LogInvalidError,
     NotSignedInError,
     RoleError,
+    UnknownSpaceError,
 )
 from twinlock.ids import AccountId, SpaceId
 from twinlock.protocol.account_log import replay_account
@@ -35,7 +36,7 @@ from twinlock.server.names import Names
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.sign_in import TokenSignIn
-from twinlock.server.standing import FORMER, check_member, readable_seq
+from twinlock.server.standing import FORMER, check_member, readable_seq, refusal_of
 from twinlock.server.tries import Tries
 from twinlock.server.unlockers import Unlockers, check_unlockers
 
@@ -103,8 +104,8 @@ class Accounts:
 
     async def _log(self, peer: Peer, request: ReadLog) -> ReadLogResult:
         own, account = _own(peer), AccountId(request.log)
-        if account != own and not self._share_a_space(peer, account):
-            raise RoleError("the log of an account that shares no attached space")
+        if account != own and not await self._share_a_space(peer, account):
+            raise RoleError("the log of an account that shares no space")
         return page_of(await self._authority.log(account), request.after_seq)
 
     async def _spaces(self, peer: Peer, request: Spaces) -> SpacesResult:
@@ -123,9 +124,22 @@ class Accounts:
         found = {account: await self._names.name_of(account) for account in everyone}
         return NamesResult({account: name for account, name in found.items() if name})
 
-    def _share_a_space(self, peer: Peer, account: AccountId) -> bool:
-        served = (self._registry.at_hand(space) for space in peer.session.spaces)
-        return any(space is not None and readable_seq(space.sequencer.rules, account) for space in served)
+    async def _share_a_space(self, peer: Peer, account: AccountId) -> bool:
+        """Tell whether an account is or was in a space of the peer's: mostly it is one that is attached.
+
+        A device that comes into a space reads the members' logs before it attaches, to judge what is delivered then.
+        """
+        attached = (self._registry.at_hand(space) for space in peer.session.spaces)
+        if any(space is not None and readable_seq(space.sequencer.rules, account) for space in attached):
+            return True
+        for space in (await self._spaces(peer, Spaces())).spaces:
+            try:
+                rules = (await self._registry.load(space)).sequencer.rules
+            except UnknownSpaceError:
+                continue
+            if refusal_of(rules, _own(peer)) is None and readable_seq(rules, account):
+                return True
+        return False
 
 
 def check_entries(entries: Sequence[SignedEntry]) -> None:
