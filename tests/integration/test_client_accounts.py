@@ -30,7 +30,7 @@ async def test_signing_up_makes_a_home_and_shows_the_kit_once(world):
 
         assert db.name == "bob"
         assert [(space.title, space.role) for space in db.spaces()] == [("home", "owner")]
-        assert [device.this for device in db.devices()] == [True]
+        assert [device.this for device in await db.devices()] == [True]
         assert len(kit.replace("-", "")) == 28
         with pytest.raises(NotFoundError):
             db.recovery_kit()
@@ -69,7 +69,7 @@ async def test_password_and_kit_together_add_a_device_that_may_change_things(wor
         await db.synced()
         await db.create_space("second")
 
-        assert len(db.devices()) == 3
+        assert len(await db.devices()) == 3
         assert sorted(space.title for space in db.spaces()) == ["home", "second"]
 
 

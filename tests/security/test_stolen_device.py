@@ -9,37 +9,23 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-import twinlock
 from tests.client_kit import PASSWORD, ShiftedClock, until
 from tests.security.raid import KEY_BYTES, pieces, stored, windows
-from tests.security.wire import anonymous
 from twinlock.client.keystore import load_store_key
-from twinlock.client.profile import Profile
 from twinlock.client.replica_file import KEY_FILE_NAME, REPLICA_FILE_NAME, _WrappedKey
-from twinlock.errors import DeviceRevokedError, LeaseExpiredError, OpenError, TwinlockError
+from twinlock.errors import LeaseExpiredError, OpenError
 from twinlock.ids import Epoch
-from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import (
-    AppendLog,
-    LogHead,
-    OpenUnlocker,
-    OpenUnlockerResult,
     SignedEntry,
-    UnlockerParams,
-    UnlockerParamsResult,
 )
 from twinlock.protocol.labels import label, u32
-from twinlock.protocol.proofs import b_commit, server_id_of
+from twinlock.protocol.proofs import b_commit
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import (
     EpochKeys,
     MemberKey,
-    RecoveryKit,
     ServiceKey,
     open_record,
-    open_wrapped,
-    revoke_entry,
-    unlock,
 )
 from twinlock.sealing.boxes import open_box
 from twinlock.sealing.derive import kdf, store_mac
@@ -241,65 +227,3 @@ async def test_the_folder_does_not_give_the_right_to_add_devices(account_world, 
 def sign_pk_of(candidate: bytes) -> bytes:
     """Return the public half, if a candidate were a signing key."""
     return Ed25519PrivateKey.from_private_bytes(candidate).public_key().public_bytes_raw()
-
-
-async def revoke(world, device: bytes) -> None:
-    """Do what the person does when a device is lost: with the kit, have the account revoke it."""
-    kit = RecoveryKit.parse(world.kit)
-    async with anonymous(world.url) as wire:
-        params = await wire.call("unlocker.params", UnlockerParams("ann", "recovery_kit"), UnlockerParamsResult)
-        keys = unlock(params, kit, "ann", server_id_of(wire.challenge.server_pk))
-        request = OpenUnlocker("ann", "recovery_kit", keys.auth_key)
-        opened = await wire.call("unlocker.open", request, OpenUnlockerResult)
-        account = open_wrapped(keys, kit, opened.account, opened.wrapped)
-        state = replay_account(opened.entries)
-        await wire.call(
-            "account.append", AppendLog(account.account, state.seq, [revoke_entry(account, state, device)]), LogHead
-        )
-
-
-async def test_a_revoked_device_is_refused_and_its_copy_goes_dark_before_the_lease_ends(account_world, tmp_path):
-    db, space, device = await used_device(account_world, ShiftedClock())
-    await db.close()
-    await revoke(account_world, device)
-
-    with pytest.raises(DeviceRevokedError):
-        await account_world.device("a")
-
-    copy(account_world.folder / "a", tmp_path / "stolen")
-    loot = take(tmp_path / "stolen")
-    assert_dark(loot, safe_of(loot, space, device))
-    # The person's other device has everything, and goes on.
-    other = await account_world.device("b")
-    await other.synced()
-    assert await other.space("home").collection("notes").doc("x").get() == {"text": TEXT}
-
-
-async def test_a_device_that_is_revoked_while_it_is_open_locks_and_keeps_what_it_writes(account_world, tmp_path):
-    db, space, device = await used_device(account_world, ShiftedClock())
-    notes = db.space("home").collection("notes")
-
-    await revoke(account_world, device)
-    await until(lambda: db.status == "locked")
-
-    assert isinstance(db.last_error, DeviceRevokedError)
-    with pytest.raises(LeaseExpiredError):
-        await notes.doc("x").get()
-    write = await notes.doc("y").set({"text": "unsent"})
-    assert db.pending_count == 1
-    assert not write.is_durable
-    copy(account_world.folder / "a", tmp_path / "stolen")
-    loot = take(tmp_path / "stolen")
-    assert_dark(loot, safe_of(loot, space, device))
-
-
-async def test_a_refused_connect_leaves_the_profile_free(account_world):
-    db, _, device = await used_device(account_world, ShiftedClock())
-    await db.close()
-    await revoke(account_world, device)
-
-    for _ in range(2):
-        with pytest.raises(TwinlockError) as caught:
-            await twinlock.connect(account_world.url, account_world.folder / "a")
-        assert caught.value.code == DeviceRevokedError.code
-    Profile.open(account_world.folder / "a").close()

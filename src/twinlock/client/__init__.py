@@ -1,11 +1,15 @@
 """The Python SDK: an open database, its spaces, collections and documents."""
 
 from twinlock.client.batch import WriteBatch
-from twinlock.client.client import Client, DeviceInfo
+from twinlock.client.client import Client
 from twinlock.client.collection import Collection, DocumentHandle
-from twinlock.client.opening import Options, connect, recover, sign_in, sign_up
+from twinlock.client.devices import DeviceInfo
+from twinlock.client.opening import connect, recover, sign_in, sign_up
+from twinlock.client.options import Options
 from twinlock.client.ordered_list import Element, ListHandle
+from twinlock.client.pairing import PairingApproval, PairingRequest, pair_device
 from twinlock.client.query import QueryHandle
+from twinlock.client.service_accounts import ServiceAccount, create_service_account
 from twinlock.client.snapshots import Doc, DocChange, DocSnapshot, Snapshot
 from twinlock.client.space import Space
 from twinlock.client.spaces import SpaceInfo
@@ -23,7 +27,10 @@ __all__ = [
     "Element",
     "ListHandle",
     "Options",
+    "PairingApproval",
+    "PairingRequest",
     "QueryHandle",
+    "ServiceAccount",
     "Snapshot",
     "Space",
     "SpaceInfo",
@@ -31,6 +38,8 @@ __all__ = [
     "Write",
     "WriteBatch",
     "connect",
+    "create_service_account",
+    "pair_device",
     "recover",
     "sign_in",
     "sign_up",

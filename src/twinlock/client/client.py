@@ -8,33 +8,32 @@ from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Self
 
-import msgspec
-
 from twinlock.client.batch import WriteBatch
 from twinlock.client.connection import Connection
 from twinlock.client.courier import Courier
+from twinlock.client.credentials import Credentials
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.devices import DeviceInfo, Devices
+from twinlock.client.endings import SpaceEnd, finish_wiping, space_ends
 from twinlock.client.keystore import Custody, forget_store_key
+from twinlock.client.revocation import Revoker
+from twinlock.client.revoked import is_revoked, wipe
+from twinlock.client.sharing import Sharing
 from twinlock.client.space import Space
 from twinlock.client.space_handle import SpaceHandle
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.spaces import SpaceInfo, SpaceMaker, find_space
 from twinlock.client.status import Status, StatusBoard, StatusListener
-from twinlock.client.sudo import Sudo
 from twinlock.errors import (
     ClosedError,
     DeviceRevokedError,
-    NotFoundError,
     OfflineError,
     TwinlockError,
     WrongServerError,
 )
 from twinlock.ids import SpaceId
-from twinlock.protocol.account_log import replay_account
-from twinlock.protocol.calls import Nothing, PutUnlocker
 from twinlock.replica.store import QuarantinedEnvelope, RefusedWrite
 from twinlock.sealing.identity import AccountKeys
-from twinlock.sealing.vault import RecoveryKit, make_unlocker
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +46,6 @@ SIGN_OUT_MS_MAX = 10_000
 FATAL = (WrongServerError, DeviceRevokedError)
 
 
-class DeviceInfo(msgspec.Struct, frozen=True):
-    """A device of this account."""
-
-    id: str
-    this: bool
-    revoked: bool
-
-
 class Client:
     """One account's data on this device, live while there is a connection, whole without one."""
 
@@ -64,20 +55,24 @@ class Client:
         custody: Custody,
         connection: Connection,
         board: StatusBoard,
-        sudo: Sudo,
-        kit: RecoveryKit | None = None,
+        credentials: Credentials,
     ) -> None:
         self._context = context
         self._custody = custody
         self._connection = connection
         self._board = board
-        self._sudo = sudo
-        self._kit = kit
+        self._credentials = credentials
+        self._sudo = credentials.sudo
         self._courier = Courier(context, connection, board)
+        self._devices = Devices(context, connection, credentials.sudo)
+        self._revoker = Revoker(context, connection, self._courier, self._devices, credentials)
         self._maker = SpaceMaker(context, connection)
+        self._sharing = Sharing(context, connection, self._courier, credentials.sudo)
         self._handles: dict[SpaceId, SpaceHandle] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self._is_closed = False
+        self._closed_by: TwinlockError | None = None
+        self._revocation_read = asyncio.Event()
 
     # Life
 
@@ -87,10 +82,15 @@ class Client:
         Raises:
             WrongServerError, DeviceRevokedError: the server's first answer forbids to go on.
         """
+        self._courier.after_account = self._after_account
+        self._courier.tenders.append(self._sharing.rotations.tend)
+        finish_wiping(self._context)
         for space in self._context.state.spaces():
             self._courier.add(self._known_space(space))
         self._supervisor = asyncio.create_task(self._supervise(), name="twinlock")
         await self._within(FIRST_TRY_MS_MAX, self._connection.first_try())
+        if isinstance(self._connection.last_error, DeviceRevokedError):
+            await self._within(SETTLE_MS_MAX, self._revocation_was_read())
         if isinstance(self._connection.last_error, FATAL):
             raise self._connection.last_error
         if self._connection.session is not None:
@@ -101,16 +101,23 @@ class Client:
         if self._is_closed:
             return
         self._is_closed = True
-        for handle in self._handles.values():
-            handle.close()
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.wait([self._supervisor])
+        self._release(ClosedError())
+        self._context.profile.close()
+
+    def _release(self, reason: TwinlockError) -> None:
+        """Close everything but the profile's folder; whoever calls from now on is told the reason."""
+        if self._closed_by is not None:
+            return
+        self._closed_by = reason
+        for handle in self._handles.values():
+            handle.close(reason)
         self._board.set_connection(Status.DISCONNECTED)
         self._courier.close()
         self._sudo.drop()
         self._context.state.close()
-        self._context.profile.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,6 +162,23 @@ class Client:
         runtime = await self._maker.make(self._sudo.keys(), incarnation, title, lease_hours)
         return Space(self._handle(await self._courier.adopt(runtime)))
 
+    async def join(self, link: str) -> Space:
+        """Join the space of an invite link and open it; joining where one is a member already is fine.
+
+        Raises:
+            SudoNeededError: call `unlock` first.
+            InviteError: the link is none, or has expired, been used up or withdrawn.
+            ApprovalPendingError: an owner or admin confirms it first; the space then opens by itself.
+            OfflineError: a space is joined at the server.
+        """
+        self._check_open()
+        return Space(self._handle(await self._sharing.joiner.join(link)))
+
+    def ended_spaces(self) -> list[SpaceEnd]:
+        """Return the spaces that this account was removed from or left, or that were shredded, as noticed here."""
+        self._check_open()
+        return list(space_ends(self._context).values())
+
     def batch(self, space: Space | None = None) -> WriteBatch:
         """Begin a batch: writes to one space that every reader sees at once, or never."""
         return space.batch() if space is not None else WriteBatch()
@@ -162,14 +186,18 @@ class Client:
     # Account
 
     async def unlock(self, password: str) -> None:
-        """Allow changes of devices, members and keys for 15 minutes.
+        """Allow changes of devices, members and keys for 15 minutes, and finish what waits for that.
 
         Raises:
             CredentialsError: the password is wrong.
         """
         self._check_open()
-        state = self._context.state
-        self._sudo.grant(await asyncio.to_thread(state.open_sudo, password, state.sudo_record()))
+        await self._credentials.unlock(password)
+        self._revoker.finish_later()
+
+    def grant_for_good(self, keys: AccountKeys) -> None:
+        """Leave a service account unlocked: its keys lie in a file anyway."""
+        self._sudo.grant(keys, is_lasting=True)
 
     def recovery_kit(self) -> str:
         """Return the recovery kit that was just made. It is shown once: write it down.
@@ -177,10 +205,15 @@ class Client:
         Raises:
             NotFoundError: it was shown before; `new_recovery_kit` makes another.
         """
-        kit, self._kit = self._kit, None
-        if kit is None:
-            raise NotFoundError("the recovery kit was shown before: make another with `await db.new_recovery_kit()`")
-        return str(kit)
+        return self._credentials.shown_kit()
+
+    def kit_qr(self, kit: str) -> str:
+        """Return the text of a QR code that holds a kit; `recover` takes it in place of the letters.
+
+        Raises:
+            RecoveryKitError: it is no kit.
+        """
+        return self._credentials.kit_qr(kit)
 
     async def new_recovery_kit(self) -> str:
         """Make a new recovery kit in place of the old one, which opens nothing any more.
@@ -188,11 +221,8 @@ class Client:
         Raises:
             SudoNeededError: call `unlock` first.
         """
-        home, keys = self._context.state.home, self._sudo.keys()
-        kit = RecoveryKit.make(self._context.entropy)
-        unlocker = make_unlocker(kit, home.name, home.server_id, self._context.entropy, keys)
-        await self._connection.call("unlocker.put", PutUnlocker(unlocker), Nothing)
-        return str(kit)
+        self._check_open()
+        return await self._credentials.new_kit()
 
     async def set_password(self, password: str) -> None:
         """Replace the account's password, and the one that `unlock` takes on this device.
@@ -200,25 +230,64 @@ class Client:
         Raises:
             SudoNeededError: call `unlock` first.
         """
-        await self.put_password(self._sudo.keys(), password)
+        self._check_open()
+        await self._credentials.set_password(password)
 
-    async def put_password(self, keys: AccountKeys, password: str) -> None:
-        """Store a password on the server and seal the signing key by it here."""
-        state = self._context.state
-        unlocker = await asyncio.to_thread(
-            make_unlocker, password, state.home.name, state.home.server_id, self._context.entropy
-        )
-        await self._connection.call("unlocker.put", PutUnlocker(unlocker), Nothing)
-        sealed = await asyncio.to_thread(state.seal_sudo, keys, password)
-        state.put_sudo(sealed)
+    async def change_password(self, old: str, new: str) -> None:
+        """Replace the account's password, and the one that `unlock` takes on this device, by naming the old one.
 
-    def devices(self) -> list[DeviceInfo]:
-        """Return the devices of this account, as its signed log tells."""
-        state = self._context.state
-        log = replay_account(state.account_log(state.home.account))
-        this = state.device_keys.device
-        active = [DeviceInfo(device.hex(), device == this, False) for device in log.devices]
-        return active + [DeviceInfo(device.hex(), device == this, True) for device in log.revoked]
+        Raises:
+            CredentialsError: the old password is not the one that `unlock` takes here.
+            PasswordError: the new one is too short.
+        """
+        self._check_open()
+        await self._credentials.change_password(old, new)
+
+    # Devices
+
+    async def devices(self) -> list[DeviceInfo]:
+        """Return the devices of this account, as its signed log tells; offline, as far as they are known here.
+
+        Raises:
+            LogForkError: the server shows another log than before.
+        """
+        self._check_open()
+        return await self._devices.all()
+
+    async def rename_device(self, name: str, device: str | None = None) -> None:
+        """Give this device, or another one (by id or name), a name that only the account's devices can read.
+
+        Raises:
+            UnknownDeviceError: the account has no such device.
+        """
+        self._check_open()
+        await self._devices.rename(name, device)
+
+    async def pair_device(self, code: str) -> str:
+        """Add the device that shows this code, or a QR code of this text; return the digits that it must show too.
+
+        Raises:
+            SudoNeededError: call `unlock` first.
+            PairingUnknownError: no device waits under this code.
+            PairingRefusedError: the server told other keys than those of the device that shows the code.
+        """
+        self._check_open()
+        return await self._devices.approve(code)
+
+    async def revoke(self, device: str, *, stolen: bool = False) -> None:
+        """Cut a device (by id or name) off at once, and for good; calling it again finishes what was interrupted.
+
+        Args:
+            device: any device of this account but this one, which signs out instead.
+            stolen: whoever has it may read its disk: the account's keys are replaced as well, every space that this
+                account administers gets a new epoch, and `recovery_kit` shows a new kit, once.
+
+        Raises:
+            SudoNeededError: call `unlock` first.
+            UnknownDeviceError: the account has no such device.
+        """
+        self._check_open()
+        await self._revoker.revoke(device, stolen)
 
     async def sign_out(self) -> None:
         """Remove the account from this device: its keys, its records, its data.
@@ -233,8 +302,10 @@ class Client:
             raise OfflineError(f"{self.pending_count} writes are on this device only")
         await self.close()
         profile = self._context.profile.reopened()
-        forget_store_key(profile.folder)
-        profile.erase()
+        try:
+            forget_store_key(profile.folder)
+        finally:
+            profile.erase()
 
     # State
 
@@ -242,6 +313,11 @@ class Client:
     def name(self) -> str:
         """The account's name."""
         return self._context.state.home.name
+
+    @property
+    def account(self) -> str:
+        """The account's id, in hex."""
+        return self._context.state.home.account.hex()
 
     @property
     def weak_storage(self) -> bool:
@@ -298,15 +374,61 @@ class Client:
 
     async def _supervise(self) -> None:
         while True:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._connection.run(self._courier))
-                    tasks.create_task(self._courier.tend_forever())
-                    tasks.create_task(self._courier.do_chores())
-            except Exception:
-                # Who waits for the server must not wait for ever because of a fault here: the log says what it was.
-                logger.exception("a fault of this side ended the connection; it begins anew")
+            # Each round is a task of its own: before Python 3.13 a TaskGroup that fails may leave its task cancelled.
+            async with asyncio.TaskGroup() as rounds:
+                served = rounds.create_task(self._serve())
+            if served.result():
+                self._go_dark()
+                return
             await asyncio.sleep(RESTART_DELAY_S)
+
+    async def _serve(self) -> bool:
+        """Keep everything running until this device finds itself revoked, which it then returns."""
+        was_revoked = False
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._connection.run(self._courier))
+                tasks.create_task(self._courier.tend_forever())
+                tasks.create_task(self._courier.do_chores())
+                tasks.create_task(self._heed_revocation())
+        except* DeviceRevokedError:
+            was_revoked = True
+        except* Exception:
+            # Who waits for the server must not wait for ever because of a fault here: the log says what it was.
+            logger.exception("a fault of this side ended the connection; it begins anew")
+        return was_revoked
+
+    async def _heed_revocation(self) -> None:
+        """Verify what a server says that calls this device revoked.
+
+        Raises:
+            DeviceRevokedError: the account's own log says so too.
+        """
+        while True:
+            await self._connection.told_revoked.wait()
+            self._connection.told_revoked.clear()
+            if await is_revoked(self._context, self._connection.address, self._connection.dial):
+                raise DeviceRevokedError
+            self._revocation_read.set()
+
+    async def _revocation_was_read(self) -> None:
+        await self._revocation_read.wait()
+
+    def _go_dark(self) -> None:
+        """The account has revoked this device: nothing on it opens anything from now on."""
+        device, now_ms = self._context.state.device_keys.device, self._context.clock.now_ms()
+        self._release(DeviceRevokedError())
+        wipe(self._context.profile, device, now_ms)
+        self._revocation_read.set()
+
+    async def _after_account(self) -> None:
+        """What this device owes the account once it has read its log."""
+        try:
+            await self._devices.tell_own_name()
+        except TwinlockError as exc:
+            logger.info("this device's name is told later", extra={"code": exc.code})
+        if self._sudo.is_granted:
+            await self._revoker.finish()
 
     def _known_space(self, space: SpaceId) -> SpaceRuntime:
         runtime = SpaceRuntime(self._context, self._context.state.space_log(space))
@@ -314,9 +436,11 @@ class Client:
         return runtime
 
     def _handle(self, runtime: SpaceRuntime) -> SpaceHandle:
-        if runtime.space not in self._handles:
-            self._handles[runtime.space] = SpaceHandle(self._context, self._courier, runtime)
-        return self._handles[runtime.space]
+        handle = self._handles.get(runtime.space)
+        if handle is None or handle.runtime is not runtime:
+            # A space that ended and began again is another one to those who hold the old handle.
+            handle = self._handles[runtime.space] = SpaceHandle(self._context, self._courier, runtime, self._sharing)
+        return handle
 
     async def _within(self, ms_max: int, waiting: Coroutine[None, None, None]) -> None:
         try:
@@ -326,5 +450,5 @@ class Client:
             return
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise ClosedError
+        if self._closed_by is not None:
+            raise self._closed_by

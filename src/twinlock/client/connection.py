@@ -15,10 +15,21 @@ import msgspec
 
 from twinlock.client.backoff import Backoff
 from twinlock.client.device_clock import DeviceClock
+from twinlock.client.options import Token
 from twinlock.client.status import Status, StatusBoard
+from twinlock.client.token_times import refresh_after_s
 from twinlock.client.transport import Address, Dial, Transport, open_transport
-from twinlock.errors import InternalError, MalformedFrameError, OfflineError, TwinlockError
+from twinlock.errors import (
+    DeviceRevokedError,
+    InternalError,
+    MalformedFrameError,
+    OfflineError,
+    TokenError,
+    TwinlockError,
+)
+from twinlock.protocol.calls import Nothing
 from twinlock.protocol.client import ClientIdentity, ClientSession, Event, Replied, Welcomed
+from twinlock.protocol.device_calls import RefreshToken
 from twinlock.protocol.frames import Goaway
 from twinlock.protocol.limits import HELLO_TIMEOUT_MS
 from twinlock.sealing.suite import Entropy
@@ -93,6 +104,8 @@ class Connection:
         self._idle = asyncio.Event()
         self._hurry = asyncio.Event()
         self._first_try = asyncio.Event()
+        self.token: Token | None = None
+        self.told_revoked = asyncio.Event()
         self.session: ClientSession | None = None
         self.last_error: TwinlockError | None = None
 
@@ -113,6 +126,8 @@ class Connection:
                 failure = session.result()
                 self.last_error = failure
                 peer.on_failure(failure)
+                if isinstance(failure, DeviceRevokedError):
+                    self.told_revoked.set()
                 self._first_try.set()
                 self._board.set_connection(Status.RECONNECTING)
                 delay_ms = self._backoff.next_delay_ms(self._monotonic_ms(), failure.retry_after_ms)
@@ -120,6 +135,16 @@ class Connection:
                 await self._wait(delay_ms)
         finally:
             self._board.set_connection(Status.DISCONNECTED)
+
+    @property
+    def address(self) -> Address:
+        """The server's address."""
+        return self._address
+
+    @property
+    def dial(self) -> Dial:
+        """What opens a connection to it."""
+        return self._dial
 
     async def first_try(self) -> None:
         """Wait until the first attempt to connect has succeeded or failed."""
@@ -172,8 +197,9 @@ class Connection:
         """Serve one session to its end; return why it ended."""
         failure: TwinlockError = OfflineError("the connection ended")
         try:
+            token = await self._fresh_token()
             async with self._dial(self._address) as transport:
-                await self._serve(transport, peer)
+                await self._serve(transport, peer, token)
         except* TwinlockError as group:
             failure = _first(group)
         except* Exception:
@@ -184,8 +210,9 @@ class Connection:
             self._end_session(peer)
         return failure
 
-    async def _serve(self, transport: Transport, peer: Peer) -> None:
-        session = ClientSession(self._identity, self._address.origin, self._server_id, self._entropy, self._ticket)
+    async def _serve(self, transport: Transport, peer: Peer, token: str) -> None:
+        identity = msgspec.structs.replace(self._identity, token=token)
+        session = ClientSession(identity, self._address.origin, self._server_id, self._entropy, self._ticket)
         welcomed = await handshake(transport, session, self._clock.wall_ms)
         self._ticket = welcomed.ticket
         self._clock.offset_ms = welcomed.clock_offset_ms
@@ -202,6 +229,7 @@ class Connection:
             tasks.create_task(self._read(transport, session, peer))
             tasks.create_task(self._write(transport, session))
             tasks.create_task(self._work(peer))
+            tasks.create_task(self._refresh(token))
 
     async def _read(self, transport: Transport, session: ClientSession, peer: Peer) -> None:
         while True:
@@ -245,6 +273,35 @@ class Connection:
                 await asyncio.sleep(0)
             self.output()
             self._idle.set()
+
+    async def _fresh_token(self) -> str:
+        """Have the application give a token, where it signs in by its own issuer.
+
+        Raises:
+            TokenError: it gave none.
+        """
+        if self.token is None:
+            return ""
+        try:
+            return await self.token()
+        except TwinlockError:
+            raise
+        except Exception as exc:
+            # The application's code may fail in any way, mostly for want of a network: the next attempt asks again.
+            logger.exception("the application gave no token")
+            raise TokenError("the application gave none") from exc
+
+    async def _refresh(self, token: str) -> None:
+        """Bring the server a newer token before this session's one ends, again and again."""
+        while token and (wait_s := refresh_after_s(token, self._clock.now_ms())) is not None:
+            await asyncio.sleep(wait_s)
+            try:
+                newer = await self._fresh_token()
+                await self.call("session.refresh", RefreshToken(newer), Nothing)
+                token = newer
+            except TwinlockError as exc:
+                # There is some time left: the old token, whose end is the session's, is tried to be replaced again.
+                logger.warning("the token was not refreshed", extra={"code": exc.code})
 
     def _on_reply(self, reply: Replied) -> None:
         future = self._calls.get(reply.call)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 
-from twinlock.client.chores import Chores
+from twinlock.client.chores import Chore, Chores
 from twinlock.client.connection import Connection, Peer
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.endings import SpaceEnd, reason_of_end
 from twinlock.client.leases import LeaseKeeper, LeaseNews
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import StatusBoard
+from twinlock.client.waiters import Waiters
 from twinlock.errors import (
+    ApprovalPendingError,
     ClosedError,
     DeviceRevokedError,
     LeaseExpiredError,
     LogForkError,
+    RemovedError,
+    ShreddedError,
     StoreError,
     TwinlockError,
     error_from_code,
@@ -46,11 +52,15 @@ class Courier(Peer):
         self._board = board
         self._logs = LogReader(context, connection)
         self._leases = LeaseKeeper(context, connection)
-        self._chores = Chores(self._on_chore_failed, self._check_waiters)
+        self._waiters = Waiters()
+        self._chores = Chores(self._on_chore_failed, self._waiters.check)
         self._pushes: deque[tuple[SpaceId, list[bytes]]] = deque()
         self._flush_timer: asyncio.TimerHandle | None = None
+        self.after_account: Chore | None = None
         self.incarnation = Incarnation(b"")
-        self._waiters: list[asyncio.Future[None]] = []
+        self.tenders: list[Callable[[int], None]] = []
+        """Others who look at the clock whenever this does."""
+
         self.runtimes: dict[SpaceId, SpaceRuntime] = {}
 
     # Life
@@ -77,6 +87,8 @@ class Courier(Peer):
 
     def renew(self, runtime: SpaceRuntime) -> None:
         """Begin a space anew from its file, after the disk refused a write."""
+        if runtime.replica is None:
+            return
         self._detach(runtime)
         runtime.renew(self._now_ms())
         self._attach(runtime)
@@ -92,6 +104,8 @@ class Courier(Peer):
             if not runtime.is_locked and runtime.keyring.locked(now_ms):
                 self._lock(runtime)
             self._leases.renew(runtime)
+        for tender in self.tenders:
+            tender(now_ms)
         self._show_locked()
         self._flush()
         if self._wake_ms(now_ms) <= now_ms:
@@ -111,6 +125,14 @@ class Courier(Peer):
         """Do what takes calls to the server, one after the other, for ever."""
         await self._chores.run()
 
+    def want(self, name: str, chore: Chore) -> None:
+        """Do something that takes calls to the server, after what is wanted already; one of a name waits at a time."""
+        self._chores.add(name, chore)
+
+    async def bring_up_to_date(self, runtime: SpaceRuntime) -> None:
+        """Read a space's signed log now, and act on what is new."""
+        await self._read_logs(runtime)
+
     def _on_chore_failed(self, error: TwinlockError) -> None:
         if isinstance(error, LogForkError):
             self._connection.last_error = error
@@ -124,9 +146,7 @@ class Courier(Peer):
                 runtime.keep_keys()
             runtime.close()
             runtime.abandon_writes(ClosedError())
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_exception(ClosedError())
+        self._waiters.fail(ClosedError())
 
     # Peer
 
@@ -193,7 +213,7 @@ class Courier(Peer):
             self._take_events(runtime)
             runtime.subscriptions.publish(now_ms)
         self._push(now_ms)
-        self._check_waiters()
+        self._waiters.check()
         if self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_DELAY_S, self._flush)
         return more
@@ -254,23 +274,22 @@ class Courier(Peer):
 
     async def synced(self) -> None:
         """Wait until `is_synced`."""
-        while not self.is_synced:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+        await self._waiters.until(lambda: self.is_synced)
+
+    async def sent(self, runtime: SpaceRuntime) -> None:
+        """Wait until the server has the writes of a space."""
+        await self._waiters.until(lambda: runtime.end is not None or not runtime.pending_count)
+
+    async def opened(self, runtime: SpaceRuntime) -> None:
+        """Wait until a space is open, or the lease that it waits for was answered otherwise."""
+        await self._waiters.until(lambda: not (runtime.is_locked and runtime.lease_nonce))
 
     async def settled(self) -> None:
         """Wait until what a new connection asks for has been answered: spaces, logs, keys."""
-        while not self._chores.is_idle or any(runtime.lease_nonce for runtime in self.runtimes.values()):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await waiter
+        await self._waiters.until(lambda: self._chores.is_idle and not self._awaits_leases())
 
-    def _check_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+    def _awaits_leases(self) -> bool:
+        return any(runtime.lease_nonce for runtime in self.runtimes.values())
 
     # Leases
 
@@ -282,7 +301,9 @@ class Courier(Peer):
     def _on_leases(self, runtime: SpaceRuntime, frame: Leases, now_ms: int) -> None:
         news = self._leases.take(runtime, frame, self.incarnation)
         if news is LeaseNews.NOTHING:
-            self._check_waiters()
+            if runtime.is_refused:
+                self._want_logs(runtime)
+            self._waiters.check()
             return
         if news is LeaseNews.LOG_GROWN:
             self._want_logs(runtime)
@@ -338,6 +359,9 @@ class Courier(Peer):
             match event:
                 case events.WritesConfirmed() | events.WritesRefused():
                     runtime.settle(event)
+                    if isinstance(event, events.WritesRefused):
+                        # The role may have changed, or ended.
+                        self._want_logs(runtime)
                 case events.EnvelopeQuarantined():
                     logger.warning("quarantined", extra={"space": runtime.space.hex(), "reason": event.reason})
                 case events.LogsWanted():
@@ -374,6 +398,9 @@ class Courier(Peer):
                 self._chores.add("account", self._read_account)
             return
         error = error_from_code(notice.code, notice.detail, notice.retry_after_ms)
+        if runtime is None and notice.space and error.retry == "no":
+            # About a space that this device has let go of already.
+            return
         self._connection.last_error = error
         if runtime is None or error.retry != "no":
             # The server closes, or could not serve just now: the next connection asks again, after a while.
@@ -382,20 +409,48 @@ class Courier(Peer):
         self._detach(runtime)
         runtime.attached = False
         runtime.is_refused = True
-        self._check_waiters()
+        # Only the signed log can tell that it is over.
+        self._want_logs(runtime)
+        self._waiters.check()
 
     def _want_logs(self, runtime: SpaceRuntime) -> None:
-        async def read() -> None:
-            unknown = runtime.of_unknown_heads()
-            if await self._logs.read(runtime):
-                runtime.keys_changed(self._now_ms())
-                self._attach_if_new(runtime)
-            self._leases.renew(runtime)
-            self._connection.wake()
-            if unknown & runtime.of_unknown_heads():
-                raise LogForkError("a member's device knows entries of a space's log that the server does not show")
+        self._chores.add(f"logs {runtime.space.hex()}", lambda: self._read_logs(runtime))
 
-        self._chores.add(f"logs {runtime.space.hex()}", read)
+    async def _read_logs(self, runtime: SpaceRuntime) -> None:
+        unknown = runtime.of_unknown_heads()
+        if await self._logs.read(runtime):
+            self.log_changed(runtime)
+        if runtime.end is None:
+            self._leases.renew(runtime)
+        self._connection.wake()
+        if unknown & runtime.of_unknown_heads():
+            raise LogForkError("a member's device knows entries of a space's log that the server does not show")
+
+    def log_changed(self, runtime: SpaceRuntime) -> None:
+        """Act on what is new in a space's log: keys, or the end of it all."""
+        if self._end_if_over(runtime):
+            return
+        self._leases.ask_anew(runtime)
+        runtime.keys_changed(self._now_ms())
+        self._attach_if_new(runtime)
+        self._leases.renew(runtime)
+        self._show_locked()
+        self._connection.wake()
+
+    def _end_if_over(self, runtime: SpaceRuntime) -> bool:
+        """Forget a space if its signed log says that this account has no part in it any more."""
+        log = runtime.keyring.log
+        reason = reason_of_end(log, runtime.keyring.account)
+        if reason is None:
+            return False
+        if self.runtimes.get(runtime.space) is runtime:
+            self._detach(runtime)
+            del self.runtimes[runtime.space]
+        if runtime.end is None:
+            runtime.wipe(SpaceEnd(runtime.space.hex(), reason, 0, self._now_ms(), log.seq, log.head))
+        self._show_locked()
+        self._waiters.check()
+        return True
 
     def _attach_if_new(self, runtime: SpaceRuntime) -> None:
         session = self._session()
@@ -405,9 +460,31 @@ class Courier(Peer):
     async def _read_account(self) -> None:
         """Learn which spaces there are, and open those that are new."""
         await self._logs.read_account()
-        for space in await self._logs.spaces():
-            if space not in self.runtimes:
-                self.add(await self._logs.new_space(space))
+        listed = await self._logs.spaces()
+        for space in listed:
+            try:
+                await self.open_space(space)
+            except (RemovedError, ShreddedError, ApprovalPendingError) as exc:
+                logger.info("a space is not opened", extra={"space": space.hex(), "code": exc.code})
+        for runtime in self.runtimes.values():
+            if runtime.space not in listed:
+                self._want_logs(runtime)
+        if self.after_account is not None:
+            await self.after_account()
+
+    async def open_space(self, space: SpaceId) -> SpaceRuntime:
+        """Return a space of this account, fetched if this device does not know it yet.
+
+        Raises:
+            UnknownSpaceError, RemovedError, ShreddedError, ApprovalPendingError: the account has no part in it (yet).
+        """
+        known = self.runtimes.get(space)
+        return known or self.add(await self._logs.new_space(space))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a session."""
+        return self._session() is not None
 
     def _session(self) -> ClientSession | None:
         return self._connection.session

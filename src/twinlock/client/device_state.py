@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from twinlock.client.vault_file import VaultFile
 from twinlock.errors import ProfileMissingError, StoreDamagedError, SudoNeededError
-from twinlock.ids import AccountId, SpaceId
+from twinlock.ids import AccountId, DeviceId, SpaceId
 from twinlock.protocol.calls import KeyringRow, SignedEntry
 from twinlock.sealing.identity import AccountKeys, DeviceKeys
 from twinlock.sealing.suite import SECRET_BYTES, Entropy, StoreKey
-from twinlock.sealing.vault import open_sudo, seal_sudo
+from twinlock.sealing.vault import PASSWORD_ITERATIONS_MIN, open_sudo, seal_sudo
 
 Kept = TypeVar("Kept")
 
@@ -28,11 +28,48 @@ class Home(msgspec.Struct, frozen=True):
     account: AccountId
 
 
-class AccountKem(msgspec.Struct, frozen=True):
-    """The half of the account's keys that is at hand without the password: it unwraps member keys, it signs nothing."""
+class AccountKem:
+    """The half of the account's keys that is at hand without the password: it unwraps member keys, it signs nothing.
 
-    account: AccountId
-    kem: X25519PrivateKey
+    The newest key comes first; those before it open what was wrapped before they were replaced.
+    """
+
+    __slots__ = ("account", "kems")
+
+    def __init__(self, account: AccountId, *kems: X25519PrivateKey) -> None:
+        assert kems
+        self.account = account
+        self.kems: tuple[X25519PrivateKey, ...] = kems
+
+    @property
+    def kem(self) -> X25519PrivateKey:
+        """The key that the account's log names, as far as this device knows."""
+        return self.kems[0]
+
+    @property
+    def kem_pk(self) -> bytes:
+        """Its public half."""
+        return self.kem.public_key().public_bytes_raw()
+
+    def __repr__(self) -> str:
+        return "AccountKem(hidden)"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("an account's key is not to be written anywhere")
+
+
+class DeviceName(msgspec.Struct, frozen=True):
+    """This device's name, and the public key of the account under which the server last had it."""
+
+    name: str
+    put_under: bytes = b""
+
+
+class DeviceMemo(msgspec.Struct, frozen=True):
+    """What the server last told of a device."""
+
+    name: str
+    last_seen_ms: int
 
 
 class DeviceState:
@@ -45,12 +82,12 @@ class DeviceState:
         self._store_key = store_key
         self._entropy = entropy
         home = self._get("home", Home)
-        device_keys, kem = vault.get("device-keys"), vault.get("account-kem")
-        if home is None or device_keys is None or kem is None:
+        device_keys, kems = vault.get("device-keys"), vault.get("account-kem")
+        if home is None or device_keys is None or not kems:
             raise ProfileMissingError("its vault was never completed")
         self.home = home
         self.device_keys = DeviceKeys(device_keys)
-        self.account_kem = AccountKem(home.account, X25519PrivateKey.from_private_bytes(kem))
+        self.account_kem = AccountKem(home.account, *_kems(kems))
 
     @classmethod
     def create(
@@ -76,9 +113,9 @@ class DeviceState:
         """Release the vault."""
         self._vault.close()
 
-    def seal_sudo(self, keys: AccountKeys, passphrase: str) -> bytes:
+    def seal_sudo(self, keys: AccountKeys, passphrase: str, iterations: int = PASSWORD_ITERATIONS_MIN) -> bytes:
         """Return the account's signing key sealed by a passphrase; slow on purpose."""
-        return seal_sudo(self._store_key, passphrase, keys, self._entropy)
+        return seal_sudo(self._store_key, passphrase, keys, self._entropy, iterations)
 
     def put_sudo(self, sealed: bytes) -> None:
         """Keep the account's sealed signing key."""
@@ -103,6 +140,32 @@ class DeviceState:
         """
         return open_sudo(self._store_key, passphrase, self.home.account, record)
 
+    def put_account_kem(self, kem: X25519PrivateKey) -> None:
+        """Keep the account's new `kem` key in front of those before it."""
+        newest = kem.private_bytes_raw()
+        if newest == self.account_kem.kem.private_bytes_raw():
+            return
+        raw = b"".join((newest, *(known.private_bytes_raw() for known in self.account_kem.kems)))
+        self._vault.put({"account-kem": raw})
+        # Everybody who holds this object goes on with the new key.
+        self.account_kem.kems = _kems(raw)
+
+    def device_name(self) -> DeviceName | None:
+        """Return this device's name, if it was given one."""
+        return self._get("device-name", DeviceName)
+
+    def put_device_name(self, name: DeviceName) -> None:
+        """Keep this device's name."""
+        self._put({"device-name": name})
+
+    def device_memos(self) -> dict[DeviceId, DeviceMemo]:
+        """Return what the server last told of the account's devices."""
+        return self._get("device-memos", dict[DeviceId, DeviceMemo]) or {}
+
+    def put_device_memos(self, memos: Mapping[DeviceId, DeviceMemo]) -> None:
+        """Keep what the server told of the account's devices."""
+        self._put({"device-memos": memos})
+
     def put_url(self, url: str) -> None:
         """Keep the address at which the pinned server has just proved its key: it may have moved."""
         if url != self.home.url:
@@ -122,8 +185,9 @@ class DeviceState:
         return self._get(f"account-log/{account.hex()}", list[SignedEntry]) or []
 
     def put_account_log(self, account: AccountId, entries: Sequence[SignedEntry]) -> None:
-        """Keep an account's log."""
-        self._put({f"account-log/{account.hex()}": entries})
+        """Keep an account's log; a shorter one than is known, that was read before it grew, changes nothing."""
+        if len(entries) >= len(self.account_log(account)):
+            self._put({f"account-log/{account.hex()}": entries})
 
     def spaces(self) -> list[SpaceId]:
         """Return the spaces whose logs are kept."""
@@ -161,6 +225,35 @@ class DeviceState:
         """File a space's name."""
         self._vault.put({f"title-index/{space.hex()}": index})
 
+    def end_space(self, space: SpaceId, end: object) -> None:
+        """Delete all records of a space, its keys first of all, and keep how it ended, in one step."""
+        name = space.hex()
+        records = (f"{kind}/{name}" for kind in ("keyring", "keyring-row", "title-index", "space-log", "joining"))
+        kept = {f"space-end/{name}": msgspec.msgpack.encode(end)}
+        self._vault.put({**dict.fromkeys(records), **kept})
+
+    def space_ends(self, kind: type[Kept]) -> dict[SpaceId, Kept]:
+        """Return how spaces ended that this device had."""
+        spaces = [SpaceId(bytes.fromhex(name.partition("/")[2])) for name in self._vault.names("space-end/")]
+        found = {space: self._get(f"space-end/{space.hex()}", kind) for space in spaces}
+        return {space: end for space, end in found.items() if end is not None}
+
+    def joining(self, space: SpaceId) -> bool:
+        """Tell whether this account has asked to join a space, as far as this device knows."""
+        return self._vault.get(f"joining/{space.hex()}") is not None
+
+    def put_joining(self, space: SpaceId, *, is_waiting: bool) -> None:
+        """Keep that this account has asked to join a space, or that it has no need to any more."""
+        self._vault.put({f"joining/{space.hex()}": b"" if is_waiting else None})
+
+    def verified_accounts(self) -> set[AccountId]:
+        """Return the accounts whose safety codes were compared on this device."""
+        return {AccountId(bytes.fromhex(name.partition("/")[2])) for name in self._vault.names("verified/")}
+
+    def put_verified(self, account: AccountId) -> None:
+        """Keep that an account's safety code was compared."""
+        self._vault.put({f"verified/{account.hex()}": b""})
+
     def _get(self, name: str, kind: type[Kept]) -> Kept | None:
         data = self._vault.get(name)
         try:
@@ -172,3 +265,8 @@ class DeviceState:
         self._vault.put(
             {name: None if value is None else msgspec.msgpack.encode(value) for name, value in records.items()}
         )
+
+
+def _kems(raw: bytes) -> tuple[X25519PrivateKey, ...]:
+    starts = range(0, len(raw), SECRET_BYTES)
+    return tuple(X25519PrivateKey.from_private_bytes(raw[start : start + SECRET_BYTES]) for start in starts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeVar
 
 import msgspec
 
 from twinlock.client.connection import handshake
-from twinlock.client.transport import Address, Transport, open_transport
+from twinlock.client.options import Options
+from twinlock.client.transport import Address, Dial, Transport, open_transport
 from twinlock.errors import CredentialsError, LogInvalidError, MalformedFrameError, OfflineError
 from twinlock.ids import AccountId
 from twinlock.protocol.account_log import AccountState, replay_account
@@ -26,10 +27,11 @@ from twinlock.protocol.calls import (
     UnlockerParamsResult,
 )
 from twinlock.protocol.client import ClientIdentity, ClientSession, Replied
+from twinlock.protocol.device_calls import OpenToken, OpenTokenResult
 from twinlock.protocol.names import account_name
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
 from twinlock.sealing.suite import Entropy
-from twinlock.sealing.vault import RecoveryKit, kind_of, make_unlocker, open_wrapped, unlock
+from twinlock.sealing.vault import RecoveryKit, check_password, kind_of, make_unlocker, open_wrapped, unlock
 
 CALL_TIMEOUT_MS = 30_000
 
@@ -52,6 +54,13 @@ class Opened(msgspec.Struct, frozen=True):
     account: AccountId
     entries: list[SignedEntry]
     keys: AccountKeys | None
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What a token opened, and the name of its account."""
+
+    name: str
+    opened: Opened
 
 
 class AnonymousSession:
@@ -92,39 +101,55 @@ class AnonymousSession:
 
 @asynccontextmanager
 async def anonymous_session(
-    address: Address, server_id: bytes | None, entropy: Entropy, wall_ms: Callable[[], int]
+    address: Address,
+    server_id: bytes | None,
+    entropy: Entropy,
+    wall_ms: Callable[[], int],
+    dial: Dial = open_transport,
 ) -> AsyncIterator[AnonymousSession]:
     """Open a session without a device; the first server that is met is believed if none is pinned."""
     session = ClientSession(ClientIdentity(), address.origin, server_id, entropy)
-    async with open_transport(address) as transport:
+    async with dial(address) as transport:
         welcomed = await handshake(transport, session, wall_ms)
         yield AnonymousSession(transport, session, welcomed.server_id, wall_ms)
+
+
+def enrolling(
+    options: Options, address: Address, server_id: bytes | None = None
+) -> AbstractAsyncContextManager[AnonymousSession]:
+    """Open a session without a device, in the way that the options say."""
+    return anonymous_session(address, server_id, options.entropy, options.wall_ms, options.dial)
 
 
 def new_account(
     server_id: bytes,
     name: str,
-    password: str,
+    password: str | None,
     keys: tuple[AccountKeys, DeviceKeys],
-    entropy: Entropy,
-    password_unlock: bool = False,
+    options: Options,
+    token: str = "",
 ) -> tuple[Enrolment, CreateAccount]:
     """Make everything that creating an account takes: its log, its unlockers and its recovery kit.
+
+    With a token the application's own sign-in takes the place of the password, of which the server then learns nothing.
 
     Raises:
         NameInvalidError, PasswordError: the name or the password is refused.
     """
     account_keys, device_keys = keys
-    name = account_name(name)
+    entropy, name = options.entropy, account_name(name)
     genesis = account_genesis(account_keys, entropy)
     state = replay_account([genesis])
     entries = [genesis, device_entry(account_keys, state, device_keys.sign_pk, device_keys.kem_pk)]
     kit = RecoveryKit.make(entropy)
-    unlockers = [
-        make_unlocker(password, name, server_id, entropy, account_keys if password_unlock else None),
-        make_unlocker(kit, name, server_id, entropy, account_keys),
-    ]
-    return Enrolment(server_id, name, account_keys, entries, kit), CreateAccount(name, entries, unlockers)
+    unlockers = [make_unlocker(kit, name, server_id, entropy, account_keys)]
+    if password is not None and token:
+        check_password(password)
+    elif password is not None:
+        wrapped = account_keys if options.password_unlock else None
+        unlockers.append(make_unlocker(password, name, server_id, entropy, wrapped))
+    request = CreateAccount(name, entries, unlockers, token)
+    return Enrolment(server_id, name, account_keys, entries, kit), request
 
 
 async def create_account(session: AnonymousSession, request: CreateAccount) -> None:
@@ -154,6 +179,19 @@ async def open_account(session: AnonymousSession, name: str, secret: str | Recov
     return Opened(result.account, result.entries, account_keys)
 
 
+async def open_token(session: AnonymousSession, token: str) -> Named:
+    """Sign in by a token of the application's own issuer; it opens no keys.
+
+    Raises:
+        TokenError: it is not valid here.
+        CredentialsError: nobody has signed up with it yet.
+    """
+    result = await session.call("token.open", OpenToken(token), OpenTokenResult)
+    if not result.account:
+        raise CredentialsError("the token's subject has no account yet: sign up first")
+    return Named(account_name(result.name), Opened(AccountId(result.account), result.entries, None))
+
+
 async def add_device(session: AnonymousSession, name: str, opened: Opened, device_keys: DeviceKeys) -> Enrolment:
     """Certify this device in the account's log, with the account's own signature."""
     assert opened.keys is not None
@@ -174,4 +212,6 @@ def check_account(opened: Opened) -> AccountState:
         raise LogInvalidError("the log is another account's")
     if opened.keys is not None and opened.keys.account != state.account:
         raise CredentialsError("the keys are another account's")
+    if opened.keys is not None and opened.keys.kem_pk != state.kem_pk:
+        raise CredentialsError("it opens a key of the account that was replaced since")
     return state

@@ -13,7 +13,7 @@ from types import ModuleType
 
 import msgspec
 
-from twinlock.client.private_files import write_private
+from twinlock.client.private_files import destroy_file, write_private
 from twinlock.client.profile import STORE_KEY_FILE_NAME
 from twinlock.errors import StoreKeyError
 from twinlock.sealing.suite import SECRET_BYTES, Entropy, StoreKey
@@ -91,16 +91,19 @@ def load_store_key(folder: Path, passphrase: str | None) -> HeldKey:
 
 
 def forget_store_key(folder: Path) -> None:
-    """Delete the StoreKey from its holder, after which nothing sealed under it can be opened."""
+    """Delete the StoreKey from its holder, after which nothing sealed under it can be opened.
+
+    Raises:
+        StoreKeyError: the keyring that holds it cannot be reached; where it is remains known.
+    """
     path = folder / STORE_KEY_FILE_NAME
     try:
         record = msgspec.json.decode(path.read_bytes(), type=_KeyFile)
     except (OSError, msgspec.DecodeError):
         record = _KeyFile(Custody.FILE)
-    ring = _keyring() if record.custody is Custody.KEYRING else None
-    if ring is not None:
-        ring.delete_password(SERVICE_NAME, record.name)
-    path.unlink(missing_ok=True)
+    if record.custody is Custody.KEYRING:
+        _delete_from_keyring(record.name)
+    destroy_file(path)
 
 
 def _open_by_passphrase(record: _KeyFile, passphrase: str | None) -> StoreKey:
@@ -146,3 +149,14 @@ def _get_from_keyring(name: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except ValueError as exc:
         raise StoreKeyError("the system's keyring holds something that is no key") from exc
+
+
+def _delete_from_keyring(name: str) -> None:
+    ring = _keyring()
+    if ring is None:
+        raise StoreKeyError("the system's keyring, which holds the key, is not available")
+    try:
+        if ring.get_password(SERVICE_NAME, name) is not None:
+            ring.delete_password(SERVICE_NAME, name)
+    except Exception as exc:  # Every backend has exceptions of its own.
+        raise StoreKeyError("the system's keyring refused to delete the key") from exc

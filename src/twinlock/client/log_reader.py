@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.endings import check_goes_on, error_of_end, reason_of_end
+from twinlock.client.parcels import ParcelTaker
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import LogConflictError, LogForkError, LogInvalidError, RoleError, SignatureError
+from twinlock.errors import (
+    ApprovalPendingError,
+    LogConflictError,
+    LogForkError,
+    LogInvalidError,
+    NotFoundError,
+    RoleError,
+    SignatureError,
+    UnknownSpaceError,
+)
 from twinlock.ids import AccountId, SpaceId
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import (
@@ -25,15 +38,19 @@ from twinlock.protocol.calls import (
 )
 from twinlock.protocol.space_rules import replay_space
 
+logger = logging.getLogger(__name__)
+
 
 class LogReader:
     """What must be fetched so that a space's keyring is complete and up to date."""
 
-    __slots__ = ("_connection", "_context")
+    __slots__ = ("_connection", "_context", "_parcels", "_turn")
 
     def __init__(self, context: DeviceContext, connection: Connection) -> None:
         self._context = context
         self._connection = connection
+        self._parcels = ParcelTaker(context, connection)
+        self._turn = asyncio.Lock()
 
     async def spaces(self) -> list[SpaceId]:
         """Return the spaces of this account."""
@@ -50,16 +67,41 @@ class LogReader:
         Raises:
             LogInvalidError: the server gave another space's log.
         """
-        entries = await self._fresh("space", space, [])
-        if replay_space(entries).space != space:
+        return await self.begin(space, await self._fresh("space", space, []))
+
+    async def begin(self, space: SpaceId, entries: Sequence[SignedEntry]) -> SpaceRuntime:
+        """Begin with a space whose whole log has just been read.
+
+        Raises:
+            LogInvalidError: it is another space's log.
+            RemovedError, ShreddedError, ApprovalPendingError, UnknownSpaceError: it is no space of this account (yet).
+            LogForkError: the space ended on this device, and the log does not go on from there.
+        """
+        log = replay_space(entries)
+        if log.space != space:
             raise LogInvalidError("the log is another space's")
+        check_goes_on(self._context, log)
+        account = self._context.state.home.account
+        reason = reason_of_end(log, account)
+        if reason is not None:
+            raise error_of_end(reason)
+        if account not in log.members:
+            raise ApprovalPendingError if account in log.applicants else UnknownSpaceError
         self._context.state.put_space_log(space, entries)
         runtime = SpaceRuntime(self._context, entries)
-        await self.fill(runtime)
+        async with runtime.log_turn:
+            await self.fill(runtime)
         return runtime
 
     async def read(self, runtime: SpaceRuntime) -> bool:
         """Bring a space's log, its members' logs and its member key up to date; return whether anything is new."""
+        async with runtime.log_turn:
+            return await self.read_in_turn(runtime)
+
+    async def read_in_turn(self, runtime: SpaceRuntime, *, reads_accounts: bool = True) -> bool:
+        """Do what `read` does, by the holder of the runtime's `log_turn`; the members' logs may be left out."""
+        if runtime.end is not None:
+            return False
         before = runtime.keyring.log.seq
         entries = await self._fresh("space", runtime.space, runtime.entries)
         if entries:
@@ -67,7 +109,10 @@ class LogReader:
                 runtime.grow_log(entries)
             except SignatureError as exc:
                 raise LogForkError(f"what follows entry {before} of a space's log does not fit to it") from exc
-        return await self.fill(runtime) or bool(entries)
+        if reason_of_end(runtime.keyring.log, runtime.keyring.account) is not None:
+            return bool(entries)
+        is_filled = await (self.fill(runtime) if reads_accounts else self._fill_key(runtime))
+        return is_filled or bool(entries)
 
     async def put_keyring_row(self, runtime: SpaceRuntime) -> None:
         """Give this account's own row back to a server that lost it."""
@@ -76,19 +121,35 @@ class LogReader:
             await self._connection.call("space.keyring_put", PutKeyring(runtime.space, row), Nothing)
 
     async def fill(self, runtime: SpaceRuntime) -> bool:
-        """Fetch the members' logs and, if it is missing, the member key; return whether anything is new."""
-        known = dict(runtime.keyring.accounts)
-        for account in runtime.keyring.log.members:
-            runtime.keyring.install_account(await self._account(account))
-        is_new = dict(runtime.keyring.accounts) != known
-        if not runtime.keyring.has_member_key and runtime.keyring.log.epoch:
-            row = await self._connection.call("space.keyring", ReadKeyring(runtime.space), KeyringRow)
-            runtime.keyring.install_row(row)
-            self._context.state.put_keyring_row(runtime.space, row)
-            is_new = True
-        if is_new:
-            runtime.keep_keys()
-        return is_new
+        """Fetch the logs of those who are or were members and, if it is missing, the member key.
+
+        Returns:
+            whether anything is new.
+        """
+        keyring = runtime.keyring
+        known = dict(keyring.accounts)
+        for account in (*keyring.log.members, *keyring.log.former):
+            try:
+                keyring.install_account(await self._account(account))
+            except (NotFoundError, UnknownSpaceError, RoleError):
+                if account in keyring.log.members:
+                    raise
+                # What a former member wrote stays in quarantine then; nothing else depends on it.
+                logger.warning("the log of a former member is not to be had", extra={"account": account.hex()})
+        is_new = dict(keyring.accounts) != known
+        return await self._fill_key(runtime) or is_new
+
+    async def _fill_key(self, runtime: SpaceRuntime) -> bool:
+        """Fetch the newest member key if it is missing; return whether it was."""
+        keyring = runtime.keyring
+        role = keyring.log.role_of(keyring.account)
+        if role is None or not role.may_lease or keyring.has_member_key or not keyring.log.epoch:
+            return False
+        row = await self._connection.call("space.keyring", ReadKeyring(runtime.space), KeyringRow)
+        keyring.install_row(row)
+        self._context.state.put_keyring_row(runtime.space, row)
+        runtime.keep_keys()
+        return True
 
     async def _account(self, account: AccountId) -> AccountState:
         known = self._context.state.account_log(account)
@@ -101,6 +162,8 @@ class LogReader:
             raise LogInvalidError("the log is another account's")
         if entries:
             self._context.state.put_account_log(account, [*known, *entries])
+        # Before anything is opened that may be wrapped to a new key of this account.
+        await self._parcels.follow(state)
         return state
 
     async def _fresh(self, kind: str, log: bytes, known: Sequence[SignedEntry]) -> list[SignedEntry]:
@@ -119,7 +182,7 @@ class LogReader:
             page = await self._connection.call(f"{kind}.log", ReadLog(log, after_seq), ReadLogResult)
             entries += page.entries
             if page.seq < len(known):
-                await self._supply(kind, AppendLog(log, page.seq, list(known[page.seq :])))
+                await self._supply(kind, AppendLog(log, page.seq, list(known[page.seq :]), is_lost=True))
                 return []
             if entries[: len(overlap)] != overlap:
                 raise LogForkError(f"entry {len(known)} of a log is another one")

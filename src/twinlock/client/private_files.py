@@ -40,3 +40,14 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def destroy_file(path: Path) -> None:
+    """Overwrite a file and delete it. A flash disk may keep the old bytes for a while, which nothing can prevent."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+        file.flush()
+        os.fsync(file.fileno())
+    path.unlink()

@@ -13,7 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from twinlock.client.private_files import make_private_file, make_private_folder
+from twinlock.client.private_files import destroy_file, make_private_file, make_private_folder, write_private
 from twinlock.errors import ProfileExistsError, ProfileInUseError, ProfileMissingError
 from twinlock.ids import SpaceId
 
@@ -22,6 +22,8 @@ LOCK_FILE_NAME = "lock"
 VAULT_FILE_NAME = "vault.db"
 STORE_KEY_FILE_NAME = "store.key"
 SPACES_FOLDER_NAME = "spaces"
+REVOKED_FILE_NAME = "revoked.json"
+"""What stays of a profile whose device was revoked."""
 
 
 def data_folder() -> Path:
@@ -47,6 +49,11 @@ class Profile:
         self.folder = folder
         self._lock = lock
 
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Tell whether there is a profile, or what is left of one whose device was revoked."""
+        return (folder / VAULT_FILE_NAME).exists() or (folder / REVOKED_FILE_NAME).exists()
+
     @classmethod
     def open(cls, folder: Path) -> Profile:
         """Open an existing profile.
@@ -55,7 +62,7 @@ class Profile:
             ProfileMissingError: there is none.
             ProfileInUseError: another process, or this one, has it open.
         """
-        if not (folder / VAULT_FILE_NAME).exists():
+        if not cls.exists(folder):
             raise ProfileMissingError(str(folder))
         return cls(folder, _lock(folder))
 
@@ -71,7 +78,10 @@ class Profile:
             raise ProfileExistsError(str(folder))
         make_private_folder(folder)
         folder.chmod(0o700)
-        return cls(folder, _lock(folder))
+        profile = cls(folder, _lock(folder))
+        # A device that was revoked has nothing left here; a new one may take its place.
+        (folder / REVOKED_FILE_NAME).unlink(missing_ok=True)
+        return profile
 
     def reopened(self) -> Profile:
         """Open this profile again after it was closed."""
@@ -88,12 +98,32 @@ class Profile:
         make_private_folder(folder)
         return folder
 
+    @property
+    def is_revoked(self) -> bool:
+        """Tell whether this device was revoked, so that nothing of it is left but the mark."""
+        return (self.folder / REVOKED_FILE_NAME).exists()
+
+    def mark_revoked(self, mark: bytes) -> None:
+        """Note durably that this device was revoked; the first note stays."""
+        if not self.is_revoked:
+            write_private(self.folder / REVOKED_FILE_NAME, mark)
+
+    def erase_data(self) -> None:
+        """Delete the sealed records and the replicas, and drafts of the StoreKey's file."""
+        for pattern in (f"{VAULT_FILE_NAME}*", f"{STORE_KEY_FILE_NAME}.*"):
+            for path in self.folder.glob(pattern):
+                destroy_file(path)
+        shutil.rmtree(self.folder / SPACES_FOLDER_NAME, ignore_errors=True)
+
+    def erase_space(self, space: SpaceId) -> None:
+        """Delete the folder of a space's replica; it is fine if there is none."""
+        shutil.rmtree(self.folder / SPACES_FOLDER_NAME / space.hex(), ignore_errors=True)
+
     def erase(self) -> None:
         """Close the profile and delete what this SDK keeps in its folder, and nothing else that may lie there."""
-        shutil.rmtree(self.folder / SPACES_FOLDER_NAME, ignore_errors=True)
-        for pattern in (f"{VAULT_FILE_NAME}*", f"{STORE_KEY_FILE_NAME}*", LOCK_FILE_NAME):
-            for path in self.folder.glob(pattern):
-                path.unlink()
+        self.erase_data()
+        for name in (STORE_KEY_FILE_NAME, LOCK_FILE_NAME, REVOKED_FILE_NAME):
+            (self.folder / name).unlink(missing_ok=True)
         self.close()
         with contextlib.suppress(OSError):
             self.folder.rmdir()

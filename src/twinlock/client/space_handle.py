@@ -8,6 +8,7 @@ from typing import Any
 
 from twinlock.client.courier import Courier
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.sharing import Sharing
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.subscriptions import Listener
 from twinlock.client.writes import Write
@@ -27,15 +28,22 @@ _Waiting = tuple[Batch, Write, "asyncio.Future[None]"]
 class SpaceHandle:
     """One space of an open database, as seen from above."""
 
-    __slots__ = ("_closers", "_context", "_courier", "_runtime", "_waiting", "is_closed")
+    __slots__ = ("_closed_by", "_closers", "_context", "_courier", "_runtime", "_sharing", "_waiting")
 
-    def __init__(self, context: DeviceContext, courier: Courier, runtime: SpaceRuntime) -> None:
+    def __init__(self, context: DeviceContext, courier: Courier, runtime: SpaceRuntime, sharing: Sharing) -> None:
         self._context = context
         self._courier = courier
         self._runtime = runtime
+        self._sharing = sharing
         self._waiting: list[_Waiting] = []
         self._closers: list[Callable[[], None]] = []
-        self.is_closed = False
+        self._closed_by: TwinlockError | None = None
+        runtime.on_end.append(lambda end: self.close(end.error()))
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether everything is refused."""
+        return self._closed_by is not None
 
     @property
     def id(self) -> SpaceId:
@@ -47,6 +55,16 @@ class SpaceHandle:
         """The space's state."""
         return self._runtime
 
+    @property
+    def sharing(self) -> Sharing:
+        """What can be done with the space's membership.
+
+        Raises:
+            ClosedError, RemovedError, ShreddedError: nothing any more.
+        """
+        self._check_open()
+        return self._sharing
+
     def new_id(self) -> str:
         """Return a random id for a document."""
         return self._context.entropy(16).hex()
@@ -55,24 +73,24 @@ class SpaceHandle:
 
     def get(self, collection: str, id: str) -> dict[str, Any] | None:
         """Return a document's value."""
-        return self._open().get(collection, id, self._now_ms())
+        return self._open().get(collection, id, self.now_ms())
 
     def document(self, collection: str, id: str) -> Document:
         """Return a document's state."""
-        return self._open().document(collection, id, self._now_ms())
+        return self._open().document(collection, id, self.now_ms())
 
     def conflicts(self, collection: str, id: str) -> dict[str, Any]:
         """Return the losing values of a document's fields, by dotted path."""
-        found = self._open().conflicts(collection, id, self._now_ms())
+        found = self._open().conflicts(collection, id, self.now_ms())
         return {".".join(conflict.path): conflict.value for conflict in found}
 
     def run(self, query: Query) -> list[tuple[str, dict[str, Any]]]:
         """Answer a query."""
-        return self._open().query(query, self._now_ms())
+        return self._open().query(query, self.now_ms())
 
     def count(self, query: Query) -> int:
         """Count a query's documents."""
-        return self._open().count(query, self._now_ms())
+        return self._open().count(query, self.now_ms())
 
     def subscribe(
         self, query: Query, listener: Listener, closed: Callable[[], None] | None = None
@@ -81,7 +99,7 @@ class SpaceHandle:
         self._check_open()
         if closed is not None:
             self._closers.append(closed)
-        return self._runtime.subscriptions.add(query, listener, self._now_ms())
+        return self._runtime.subscriptions.add(query, listener, self.now_ms())
 
     def watch_document(self, collection: str, id: str, listener: Listener) -> Callable[[], None]:
         """Tell a listener a document, now and later."""
@@ -105,11 +123,11 @@ class SpaceHandle:
         await stored
         return write
 
-    def close(self) -> None:
-        """Refuse everything from now on; writes that still wait are stored first."""
+    def close(self, reason: TwinlockError | None = None) -> None:
+        """Refuse everything from now on, for a reason; writes that still wait are stored first."""
         while self._waiting:
             self._flush()
-        self.is_closed = True
+        self._closed_by = reason or ClosedError()
         for closed in self._closers:
             closed()
 
@@ -120,7 +138,7 @@ class SpaceHandle:
         if not group:
             return
         try:
-            results = self._runtime.write_all([(batch, write) for batch, write, _ in group], self._now_ms())
+            results = self._runtime.write_all([(batch, write) for batch, write, _ in group], self.now_ms())
         except StoreError as exc:
             # What the replica holds in memory may be ahead of the disk.
             self._courier.renew(self._runtime)
@@ -135,7 +153,7 @@ class SpaceHandle:
         self._answer(group, results)
         # The wire first: what other devices wait for is not held up by this application's callbacks.
         self._courier.push()
-        self._runtime.subscriptions.publish(self._now_ms())
+        self._runtime.subscriptions.publish(self.now_ms())
 
     @staticmethod
     def _answer(group: list[_Waiting], results: list[Any]) -> None:
@@ -150,13 +168,14 @@ class SpaceHandle:
     def _open(self) -> Replica:
         self._check_open()
         replica = self._runtime.replica
-        if replica is None or self._runtime.keyring.locked(self._now_ms()):
+        if replica is None or self._runtime.keyring.locked(self.now_ms()):
             raise LeaseExpiredError
         return replica
 
     def _check_open(self) -> None:
-        if self.is_closed:
-            raise ClosedError
+        if self._closed_by is not None:
+            raise self._closed_by
 
-    def _now_ms(self) -> int:
+    def now_ms(self) -> int:
+        """Return the corrected time."""
         return self._context.clock.now_ms()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from twinlock.client.device_state import AccountKem
 from twinlock.errors import SudoNeededError
 from twinlock.sealing.identity import AccountKeys
 
@@ -11,23 +12,34 @@ SUDO_MS = 15 * 60_000
 
 
 class Sudo:
-    """Holds the account's keys until the time is up.
+    """Holds the account's keys until the time is up; those of a service account are held for good.
 
     Args:
         now_ms: the corrected time.
+        account_kem: the newest half of the keys, which may have been replaced since the other was sealed.
     """
 
-    __slots__ = ("_keys", "_now_ms", "_until_ms")
+    __slots__ = ("_account_kem", "_is_lasting", "_keys", "_now_ms", "_until_ms")
 
-    def __init__(self, now_ms: Callable[[], int]) -> None:
+    def __init__(self, now_ms: Callable[[], int], account_kem: AccountKem) -> None:
         self._now_ms = now_ms
+        self._account_kem = account_kem
         self._keys: AccountKeys | None = None
         self._until_ms = 0
+        self._is_lasting = False
 
-    def grant(self, keys: AccountKeys) -> None:
+    def grant(self, keys: AccountKeys, *, is_lasting: bool = False) -> None:
         """Hold the keys from now on."""
         self._keys = keys
         self._until_ms = self._now_ms() + SUDO_MS
+        self._is_lasting = self._is_lasting or is_lasting
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether the keys are at hand now."""
+        if not self._is_lasting and self._now_ms() >= self._until_ms:
+            self._keys = None
+        return self._keys is not None
 
     def keys(self) -> AccountKeys:
         """Return the keys.
@@ -35,10 +47,10 @@ class Sudo:
         Raises:
             SudoNeededError: the time is up, or the password was never given.
         """
-        if self._now_ms() >= self._until_ms:
-            self._keys = None
-        if self._keys is None:
+        if not self.is_granted or self._keys is None:
             raise SudoNeededError
+        if self._keys.kem_pk != self._account_kem.kem_pk:
+            self._keys = self._keys.with_kem(self._account_kem.kem)
         return self._keys
 
     def drop(self) -> None:

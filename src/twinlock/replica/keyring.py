@@ -6,7 +6,7 @@ since these keys are what opens the replica's own file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -34,7 +34,7 @@ from twinlock.sealing.space_keys import EpochKeys, check_service_key, open_epoch
 from twinlock.sealing.suite import SECRET_BYTES, MemberKey, ServiceKey
 
 LEASE_RENEWAL_MS = 30 * 60_000
-"""A lease is renewed this long after it was given, while online."""
+"""A lease is renewed at the latest this long after it was given, while online."""
 
 CLOCK_BACK_MS_MAX = 60_000
 """How far the clock may fall behind the newest time seen before leases count as ended."""
@@ -73,8 +73,8 @@ class AccountReader(Protocol):
         """The account."""
 
     @property
-    def kem(self) -> X25519PrivateKey:
-        """The key to which the account's member keys are wrapped."""
+    def kems(self) -> Sequence[X25519PrivateKey]:
+        """The keys to which the account's member keys were ever wrapped, the newest first."""
 
 
 class Keyring:
@@ -84,7 +84,7 @@ class Keyring:
     """
 
     __slots__ = (
-        "_account_kem",
+        "_account_keys",
         "_accounts",
         "_device_keys",
         "_leases",
@@ -92,14 +92,21 @@ class Keyring:
         "_member_keys",
         "_newest_ms",
         "_opened",
+        "_renewal_ms",
         "account",
         "space",
     )
 
-    def __init__(self, log: SpaceLogState, account_keys: AccountReader, device_keys: DeviceKeys) -> None:
+    def __init__(
+        self,
+        log: SpaceLogState,
+        account_keys: AccountReader,
+        device_keys: DeviceKeys,
+        renewal_ms: int = LEASE_RENEWAL_MS,
+    ) -> None:
         self.space: SpaceId = log.space
         self.account: AccountId = account_keys.account
-        self._account_kem = account_keys.kem
+        self._account_keys = account_keys
         self._device_keys = device_keys
         self._log = log
         self._accounts: dict[AccountId, AccountState] = {}
@@ -107,6 +114,7 @@ class Keyring:
         self._leases: dict[Epoch, _Held] = {}
         self._opened: dict[Epoch, EpochKeys] = {}
         self._newest_ms = 0
+        self._renewal_ms = renewal_ms
 
     # Logs
 
@@ -156,8 +164,16 @@ class Keyring:
         Raises:
             OpenError: the row or a link is not meant for this account.
         """
-        key = unwrap_member_key(row.wrapped, self._account_kem, self.space, row.epoch, self.account)
-        self.install_member_key(row.epoch, key)
+        self.install_member_key(row.epoch, self._unwrap(row))
+
+    def _unwrap(self, row: KeyringRow) -> MemberKey:
+        # A row may have been wrapped before the account's key was replaced, and not been wrapped anew since.
+        for kem in self._account_keys.kems:
+            try:
+                return unwrap_member_key(row.wrapped, kem, self.space, row.epoch, self.account)
+            except OpenError:
+                continue
+        raise OpenError
 
     def install_member_key(self, epoch: Epoch, key: MemberKey) -> None:
         """Take in a member key (this device may have made it), and by the links all earlier ones."""
@@ -169,6 +185,15 @@ class Keyring:
     def has_member_key(self) -> bool:
         """Whether the newest epoch's member key is here; without it the Keyring row must be fetched."""
         return self._log.epoch in self._member_keys
+
+    def member_key(self, epoch: Epoch) -> MemberKey | None:
+        """Return the member key of an epoch, to be wrapped to somebody else, or None if it is not here."""
+        return self._member_keys.get(epoch)
+
+    def forget(self) -> None:
+        """Drop every key, of both kinds: this account has no part in the space any more."""
+        self.lock()
+        self._member_keys.clear()
 
     def _follow_links(self) -> None:
         for epoch in sorted(self._member_keys, reverse=True):
@@ -182,19 +207,19 @@ class Keyring:
     # Service keys
 
     def wanted_epochs(self, now_ms: int) -> list[Epoch]:
-        """Return the epochs to lease now, newest first: never leased, ended, or given over 30 minutes ago."""
+        """Return the epochs to lease now, newest first: never leased, ended, or given some time ago."""
         newest = sorted(self._log.epochs, reverse=True)[:LEASE_EPOCHS_MAX]
         return [epoch for epoch in newest if self._is_wanted(epoch, now_ms)]
 
     def _is_wanted(self, epoch: Epoch, now_ms: int) -> bool:
         held = self._leases.get(epoch)
-        return held is None or now_ms >= held.leased_ms + LEASE_RENEWAL_MS or self._has_ended(held, now_ms)
+        return held is None or now_ms >= held.leased_ms + self._renewal_ms or self._has_ended(held, now_ms)
 
     def renew_at(self, now_ms: int) -> int:
         """Return when leases must be asked for again: now, if one is missing."""
         if self.wanted_epochs(now_ms):
             return now_ms
-        return min(held.leased_ms for held in self._leases.values()) + LEASE_RENEWAL_MS
+        return min(held.leased_ms for held in self._leases.values()) + self._renewal_ms
 
     def on_leases(self, frame: Leases, nonce: bytes, incarnation: Incarnation, now_ms: int) -> bool:
         """Take in the answer to a request with that nonce; return whether the space's log has grown meanwhile.
@@ -304,12 +329,16 @@ class Keyring:
 
     # Keeping
 
-    def export(self) -> bytes:
-        """Return the keys as bytes, to be sealed under the StoreKey at once. Leases of 0 hours are left out."""
+    def export(self, *, keeps_leases: bool = True) -> bytes:
+        """Return the keys as bytes, to be sealed under the StoreKey at once. Leases of 0 hours are left out.
+
+        Args:
+            keeps_leases: whether the store is good enough for leases, where the space makes demands on it.
+        """
         leases = [
             _Cached(epoch, held.key.expose(), held.not_after_ms, held.leased_ms)
             for epoch, held in sorted(self._leases.items())
-            if self._log.lease_hours > 0
+            if self._log.lease_hours > 0 and keeps_leases
         ]
         member_keys = {int(epoch): key.expose() for epoch, key in sorted(self._member_keys.items())}
         return msgspec.msgpack.encode(_Exported(member_keys, leases, self._newest_ms))

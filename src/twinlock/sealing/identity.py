@@ -61,6 +61,11 @@ class AccountKeys(KeyPairs):
         super().__init__(raw)
         self.account: AccountId = account_id_of(self.sign_pk)
 
+    @property
+    def kems(self) -> tuple[X25519PrivateKey, ...]:
+        """The key to which member keys are wrapped, as the only one that is known."""
+        return (self.kem,)
+
     def with_kem(self, kem: X25519PrivateKey) -> AccountKeys:
         """Return the keys of the same account after its `kem` key was replaced."""
         return AccountKeys(self.expose()[:SECRET_BYTES] + kem.private_bytes_raw())

@@ -117,7 +117,12 @@ def check_service_key(space: SpaceId, epoch: Epoch, service_key: ServiceKey, com
 
 def wrap_member_key(keys: EpochKeys, account: AccountId, kem_pk: bytes) -> bytes:
     """Return the 80 bytes of a Keyring row: A, wrapped to a member's account."""
-    return hpke.seal(kem_pk, keys.member_key.expose(), _wrap_info(keys.space, keys.epoch, account))
+    return wrap_bare(keys.member_key, keys.space, keys.epoch, account, kem_pk)
+
+
+def wrap_bare(member_key: MemberKey, space: SpaceId, epoch: Epoch, account: AccountId, kem_pk: bytes) -> bytes:
+    """Return the same for a member key that is at hand without its service key: wrapping again takes no lease."""
+    return hpke.seal(kem_pk, member_key.expose(), _wrap_info(space, epoch, account))
 
 
 def unwrap_member_key(

@@ -1,0 +1,43 @@
+"""What the build of an application decides, once, for every way to open a database."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from twinlock.client.transport import Dial, open_transport
+from twinlock.sealing.suite import Entropy
+
+Token = Callable[[], Awaitable[str]]
+"""Gives a fresh token of the application's own issuer, as often as it is asked."""
+
+
+def wall_clock_ms() -> int:
+    """Return this machine's clock."""
+    return time.time_ns() // 1_000_000
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What the build of an application decides.
+
+    `password_unlock` lets the password open data too (14 characters at least): two keys then hang on one password
+    that can be guessed, whose holder is the operator. `token` signs in at servers that ask for the application's own
+    sign-in. `device_name` is what the account's other devices call this one, by default the machine's name. `wall_ms`
+    and `entropy` are where time and chance come from, and `dial` opens the connection.
+    """
+
+    password_unlock: bool = False
+    token: Token | None = None
+    device_name: str | None = None
+    wall_ms: Callable[[], int] = wall_clock_ms
+    entropy: Entropy = os.urandom
+    dial: Dial = open_transport
+
+    @property
+    def own_name(self) -> str:
+        """The name of a device that is enrolled now."""
+        return socket.gethostname() if self.device_name is None else self.device_name
