@@ -6,6 +6,7 @@ import typer
 
 from twinlock.cli.bench import bench
 from twinlock.cli.dev import dev
+from twinlock.cli.devices import device, kit, pair
 from twinlock.cli.doctor import doctor
 from twinlock.cli.documents import get, put, query, watch
 from twinlock.cli.inspect import inspect
@@ -32,4 +33,7 @@ _add("Run a server", dev, serve, doctor)
 commands.add_typer(keyservice, rich_help_panel="Run a server")
 commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Read and write a profile", put, get, query, watch)
+_add("Devices and keys", pair)
+commands.add_typer(device, rich_help_panel="Devices and keys")
+commands.add_typer(kit, rich_help_panel="Devices and keys")
 _add("Look inside", inspect, bench)
