@@ -148,16 +148,13 @@ async def test_one_account_cannot_take_over_what_another_has_approved(server, wo
     assert (await new.take()).sealed == b"sealed again"
 
 
-@pytest.mark.parametrize(
-    ("prefix", "code"),
-    [(10, "pairing_unknown"), (16, "pairing_unknown"), (9, "invalid_call"), (17, "invalid_call"), (0, "invalid_call")],
-)
-async def test_codes_are_whole_and_name_somebody(world, prefix, code):
+async def test_codes_are_whole_and_name_somebody(world):
     new, old = await newcomer(world.port), await world.open()
     await new.ask()
 
-    with pytest.raises(CallFailed, match=code):
-        await old.call("pairing.find", FindPairing(os.urandom(prefix)))
+    for length, code in ((10, "pairing_unknown"), (16, "pairing_unknown"), (9, "invalid_call"), (17, "invalid_call")):
+        with pytest.raises(CallFailed, match=code):
+            await old.call("pairing.find", FindPairing(os.urandom(length)))
 
 
 async def test_codes_cannot_be_scanned(world):
@@ -217,7 +214,7 @@ class Desk:
 
     def __init__(self, stores) -> None:
         self.directory, self.ms = stores.directory, 1_750_000_000_000
-        authority = Authority(SignedLogs(stores.directory, stores.keys), lambda devices: None)
+        authority = Authority(SignedLogs(stores.directory, stores.keys), lambda account: None, lambda devices: None)
         names = Names(stores.directory, authority)
         self.pairings = Pairings(stores.directory, authority, names, SERVER_ID, 1000, lambda: self.ms)
         self.authority = authority

@@ -16,6 +16,7 @@ import uvloop
 
 from twinlock.errors import TwinlockError
 from twinlock.process import configure_logs, listen, tls_context, web_server
+from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
 from twinlock.server.buckets import Quotas
@@ -202,8 +203,12 @@ def build_services(
 ) -> Services:
     """Put the parts together that stand behind the sync socket."""
     logs = SignedLogs(stores.directory, stores.keys)
-    authority = Authority(logs, lambda devices: revoke_devices(heartbeat, devices))
     hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
+    authority = Authority(
+        logs,
+        on_grown=lambda account: hub.tell_accounts((account,), Notice(LOG_GROWN, account)),
+        on_revoked=lambda devices: revoke_devices(heartbeat, devices),
+    )
     registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
     people = build_people(settings, stores, tasks, heartbeat, authority, registry, now_ms)
     committer = Committer(stores.log, hub, tasks, metrics, now_ms)

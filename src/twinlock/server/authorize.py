@@ -17,13 +17,25 @@ ACCOUNTS_KEPT_MAX = 100_000
 
 
 class Authority:
-    """The accounts that were lately here."""
+    """The accounts that were lately here.
 
-    __slots__ = ("_accounts", "_logs", "_on_revoked")
+    Args:
+        logs: where their logs are.
+        on_grown: is told of an account whose log grew.
+        on_revoked: is told of devices that their account revoked, before anything else is done.
+    """
 
-    def __init__(self, logs: SignedLogs, on_revoked: Callable[[frozenset[DeviceId]], None]) -> None:
+    __slots__ = ("_accounts", "_logs", "_on_grown", "_on_revoked")
+
+    def __init__(
+        self,
+        logs: SignedLogs,
+        on_grown: Callable[[AccountId], None],
+        on_revoked: Callable[[frozenset[DeviceId]], None],
+    ) -> None:
         self._logs = logs
         self._accounts: dict[AccountId, AccountState] = {}
+        self._on_grown = on_grown
         self._on_revoked = on_revoked
 
     async def log(self, account: AccountId) -> list[SignedEntry]:
@@ -81,6 +93,8 @@ class Authority:
         revoked = state.revoked - (before.revoked if before else frozenset())
         if revoked:
             self._on_revoked(revoked)
+        if before is None or state.seq > before.seq:
+            self._on_grown(account)
         return state
 
     def _keep(self, state: AccountState) -> AccountState:
