@@ -308,6 +308,11 @@ class Node:
         self._life = asyncio.create_task(self._live(started), name="node")
         await started
 
+    async def restart(self) -> None:
+        """Begin a life unless there is one."""
+        if self._life is None:
+            await self.start()
+
     async def kill(self) -> None:
         """End this life wherever it stands; nothing is said to anybody."""
         life, self._life = self._life, None

@@ -1,0 +1,333 @@
+"""Simulations of the whole system under a seed: real clients, server and key service, several accounts in one space.
+
+Members come, go, rotate and shred while server, key service, devices and wires fail at any step; in the end everybody who
+may read reads everything that was kept, nobody else can, and all logs are one. See spec/sealing.md, sections 4 and 7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import twinlock
+from twinlock.errors import TwinlockError
+from twinlock.ids import AccountId, LogId, SpaceId
+from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.space_log import Role, SpaceLogState
+from twinlock.protocol.space_rules import replay_space
+from twinlock.testing.simulated_node import ORIGIN, Node
+from twinlock.testing.virtual_time import run_in_virtual_time
+
+START_MS = 1_800_000_000_000
+ACTION_S_MAX = 90.0
+SETTLE_S_MAX = 600.0
+NAMES = ("olga", "adam", "edith", "rick", "erin")
+ROLES = {"adam": "admin", "edith": "editor", "rick": "reader", "erin": "editor"}
+SPACE_TITLE = "shared"
+ADMITTERS_SHARE = 0.85
+"""How often those act who may; now and then somebody tries who may not."""
+
+STEPS = (
+    ("write", 30),
+    ("rotate", 4),
+    ("remove", 3),
+    ("invite", 4),
+    ("set_role", 3),
+    ("leave", 1),
+    ("kill_node", 3),
+    ("start_node", 12),
+    ("lose_key_service", 2),
+    ("find_key_service", 8),
+    ("restart_key_service", 1),
+    ("part", 3),
+    ("meet", 8),
+    ("crash", 2),
+    ("wait", 8),
+)
+
+
+class Person:
+    """An account with one device. A crash leaves the device what lay on its disk."""
+
+    def __init__(self, name: str, folder: Path, chance: random.Random, node: Node) -> None:
+        self.name = name
+        self._folder = folder
+        self._lives_count = 0
+        self._node = node
+        self._options = twinlock.Options(
+            wall_ms=node.now_ms, entropy=chance.randbytes, dial=node.dial_for(name), device_name=name
+        )
+        self.db: twinlock.Client
+        self.written: set[str] = set()
+
+    async def sign_up(self) -> None:
+        """Make the account and open its device."""
+        key_file = self._folder / "account.key"
+        self._folder.mkdir(parents=True)
+        await twinlock.create_service_account(ORIGIN, self.name, key_file, options=self._options)
+        self.db = await self._open()
+
+    async def crash(self) -> None:
+        """Lose power: go on with what is on the disk at this moment."""
+        before = self._profile
+        self._lives_count += 1
+        shutil.copytree(before, self._profile)
+        # The old life ends behind a wall: what it still does reaches nobody.
+        was_cut_off = self.name in self._node.cut_off
+        self._node.part(self.name)
+        await self.db.close()
+        if not was_cut_off:
+            self._node.cut_off.discard(self.name)
+        shutil.rmtree(before)
+        self.db = await self._open()
+
+    async def _open(self) -> twinlock.Client:
+        key_file = self._folder / "account.key"
+        return await twinlock.connect(ORIGIN, self._profile, key_file=key_file, options=self._options)
+
+    @property
+    def account(self) -> AccountId:
+        """The account's id."""
+        return AccountId(bytes.fromhex(self.db.account))
+
+    @property
+    def _profile(self) -> Path:
+        return self._folder / f"life-{self._lives_count}"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of this device's files."""
+        return self._profile
+
+
+class Household:
+    """One run: `begin`, `live` for some steps, `settle`, `check`."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        self.seed = seed
+        self.chance = random.Random(seed)  # noqa: S311  # a simulation must be repeatable, its keys guard nothing
+        self._loop = asyncio.get_running_loop()
+        self.node = Node(folder, self.chance, self._now_ms)
+        self.people = {name: Person(name, folder / name, self.chance, self.node) for name in NAMES}
+        self.space = SpaceId(b"")
+        self.trace: list[str] = []
+        self._actions: set[asyncio.Task[None]] = set()
+        self._marks_count = 0
+
+    def _now_ms(self) -> int:
+        return START_MS + int(self._loop.time() * 1000)
+
+    # The run
+
+    async def begin(self) -> None:
+        """Sign everybody up, make the space and let all but the last join it."""
+        await self.node.start()
+        for person in self.people.values():
+            await person.sign_up()
+        owner = self.people["olga"]
+        space = await owner.db.create_space(SPACE_TITLE)
+        self.space = SpaceId(bytes.fromhex(space.id))
+        for name in NAMES[1:-1]:
+            link = await space.invite("editor" if ROLES[name] == "admin" else ROLES[name])
+            await self.people[name].db.join(link)
+        await space.set_role(self.people["adam"].account.hex(), "admin")
+
+    async def live(self, steps_count: int) -> None:
+        """Take steps at random."""
+        names, weights = [name for name, _ in STEPS], [weight for _, weight in STEPS]
+        shredded_at = self.chance.randrange(4 * steps_count)
+        for number in range(steps_count):
+            (step,) = self.chance.choices(names, weights) if number != shredded_at else ("shred",)
+            person = self.people[self.chance.choice(NAMES)]
+            self.trace.append(f"{self._loop.time():.3f} {step} {person.name}")
+            await self._take(step, person)
+            await asyncio.sleep(self.chance.choice((0.0, 0.001, 0.01, 0.1, 0.5)))
+
+    async def _take(self, step: str, person: Person) -> None:
+        match step:
+            case "write":
+                await self._write(person)
+            case "kill_node":
+                await self.node.kill()
+            case "start_node":
+                await self.node.restart()
+            case "lose_key_service":
+                self.node.keys.is_reachable = False
+            case "find_key_service":
+                self.node.keys.is_reachable = True
+            case "restart_key_service":
+                self.node.keys.restart()
+            case "part":
+                self.node.part(person.name)
+            case "meet":
+                self.node.cut_off.discard(person.name)
+            case "crash":
+                await person.crash()
+            case "wait":
+                await asyncio.sleep(self.chance.choice((1.0, 5.0, 40.0)))
+            case _:
+                self._act(step, person)
+
+    def _act(self, step: str, person: Person) -> None:
+        """Begin what changes members or keys; it goes on while everything else happens."""
+        if step != "leave" and self.chance.random() < ADMITTERS_SHARE:
+            person = self.people[self.chance.choice(NAMES[:2])]
+        other = self.people[self.chance.choice([name for name in NAMES if name != "olga"])]
+        role = self.chance.choice(("editor", "reader", "admin"))
+
+        async def act() -> None:
+            while not person.db.is_connected:
+                await asyncio.sleep(0.05)
+            space = person.db.space(self.space)
+            match step:
+                case "rotate":
+                    await space.rotate()
+                case "remove":
+                    await space.remove(other.account.hex())
+                case "invite":
+                    await other.db.join(await space.invite(self.chance.choice(("editor", "reader"))))
+                case "set_role":
+                    await space.set_role(other.account.hex(), role)
+                case "leave" if person.name != "olga":
+                    await space.leave()
+                case "shred":
+                    await space.shred()
+
+        self._begin(step, act())
+
+    def _begin(self, step: str, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                async with asyncio.timeout(ACTION_S_MAX):
+                    await work
+                self.trace.append(f"{self._loop.time():.3f} {step} done")
+            except (TwinlockError, TimeoutError) as exc:
+                # Whoever may not, or could not, is told so; what matters is the state in the end.
+                self.trace.append(f"{self._loop.time():.3f} {step} failed: {exc}")
+
+        task = asyncio.create_task(guarded())
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
+
+    async def _write(self, person: Person) -> None:
+        self._marks_count += 1
+        mark = f"m{self._marks_count}"
+        try:
+            await person.db.space(self.space).collection("marks").doc(mark).set({"by": person.name})
+        except TwinlockError as exc:
+            self.trace.append(f"{self._loop.time():.3f} write failed: {exc}")
+            return
+        person.written.add(mark)
+
+    # The end
+
+    async def settle(self) -> None:
+        """Mend everything and wait until nothing changes any more."""
+        self.node.keys.is_reachable = True
+        self.node.cut_off.clear()
+        await self.node.restart()
+        if self._actions:
+            await asyncio.wait(self._actions)
+        end_s = self._loop.time() + SETTLE_S_MAX
+        while not self._is_settled():
+            if self._loop.time() > end_s:
+                raise AssertionError(f"seed {self.seed}: {self._unsettled()}")
+            await asyncio.sleep(1.0)
+        for person in self.people.values():
+            async with asyncio.timeout(SETTLE_S_MAX):
+                await person.db.synced()
+
+    def _is_settled(self) -> bool:
+        return not self._unsettled()
+
+    def _unsettled(self) -> list[str]:
+        """Say who has not come to rest, and why."""
+        log = self.log()
+        found = []
+        for person in self.people.values():
+            info = {each.id: each for each in person.db.spaces()}.get(self.space.hex())
+            role = None if log.is_shredded else log.role_of(person.account)
+            if (info is None) != (role is None):
+                found.append(f"{person.name} is {role} and lists {info}")
+            elif info is not None and (info.role != role or info.locked or person.db.pending_count):
+                found.append(f"{person.name} is {role}: {info}, {person.db.pending_count} pending")
+        return found
+
+    def log(self) -> SpaceLogState:
+        """Return what the space's log says, by the key service's word."""
+        return replay_space(self.entries())
+
+    def entries(self) -> list[SignedEntry]:
+        """Return the space's log as the key service has it."""
+        return self.node.keys.now(lambda: self.node.keys.inner.read_log(LogId(self.space), 0))
+
+    async def check(self) -> None:
+        """Assert that all agree, that nothing kept is lost, and that no one reads who should not.
+
+        Raises:
+            AssertionError: with the seed and what is wrong.
+        """
+        where = f"seed {self.seed}"
+        log = self.log()
+        served = [record.value for record in (await self.node.directory.list(f"log/{self.space.hex()}/")).values()]
+        assert len(served) == log.seq, f"{where}: the server has {len(served)} of {log.seq} entries"
+        report = self.node.keys.now(self.node.keys.inner.verify_ledger)
+        assert report.intact, f"{where}: the ledger is broken at {report.broken_at}"
+        readers = [person for person in self.people.values() if log.role_of(person.account) is not None]
+        if log.is_shredded:
+            await self._check_shredded(where)
+            return
+        seen = [await self._marks_of(person) for person in readers]
+        for person, marks in zip(readers, seen, strict=True):
+            assert marks == seen[0], f"{where}: {person.name} and {readers[0].name} differ by {marks ^ seen[0]}"
+        for person in self.people.values():
+            await self._check_written(where, person, seen[0], log)
+
+    async def _check_shredded(self, where: str) -> None:
+        for person in self.people.values():
+            files = [path for path in person.profile.rglob("*") if self.space.hex() in str(path) and path.is_file()]
+            assert not files, f"{where}: {person.name} still has {files}"
+
+    async def _check_written(self, where: str, person: Person, marks: set[str], log: SpaceLogState) -> None:
+        """A writer who was a member all the time loses nothing; of others, what was refused was told."""
+        record = log.members.get(person.account)
+        if record is None or any(role in (None, Role.READER) for _, role in record.granted):
+            return
+        assert person.written <= marks, f"{where}: {person.name} lost {sorted(person.written - marks)}"
+
+    async def _marks_of(self, person: Person) -> set[str]:
+        found = await person.db.space(self.space).collection("marks").get()
+        return {document.id for document in found}
+
+    async def close(self) -> None:
+        """End everything."""
+        for task in self._actions:
+            task.cancel()
+        for person in self.people.values():
+            await person.db.close()
+        await self.node.kill()
+        self.node.keys.end()
+
+
+def live_a_life(
+    seed: int, folder: Path, steps_count: int = 60, ending: Callable[[Household], None] | None = None
+) -> None:
+    """Run one seed from beginning to end."""
+
+    async def run() -> None:
+        household = Household(seed, folder)
+        try:
+            await household.begin()
+            await household.live(steps_count)
+            await household.settle()
+            await household.check()
+        except BaseException as exc:
+            exc.add_note("\n".join(household.trace[-60:]))
+            raise
+        finally:
+            await household.close()
+
+    run_in_virtual_time(run())
