@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import twinlock
+from twinlock.sealing.identity import AccountKeys
 from twinlock.server.app import Server
 from twinlock.server.settings import Settings
 
 NAME = "ann"
+OTHER_NAMES = ("ben", "cleo")
+"""Accounts of one device each, whose profiles have their names."""
+
 PASSWORD = "correct horse"
 
 
@@ -65,6 +69,13 @@ class World:
         self.open.append(db)
         return db
 
+    async def unlocked(self, profile: str = "a", **options: Any) -> twinlock.Client:
+        """Open a profile whose person has just given the password; that takes no time here."""
+        db = await self.device(profile, **options)
+        name = profile if profile in OTHER_NAMES else NAME
+        db._sudo.grant(AccountKeys((self.folder / f"{name}.keys").read_bytes()))
+        return db
+
     async def close(self) -> None:
         for db in self.open:
             await db.close()
@@ -72,7 +83,10 @@ class World:
 
 
 def make_template(folder: Path) -> Path:
-    """Make a server with an account, a space named "home" and two devices."""
+    """Make a server with an account, a space named "home" and two devices, and with two more accounts."""
+
+    def keep_keys(db: twinlock.Client) -> None:
+        (folder / f"{db.name}.keys").write_bytes(db._sudo.keys().expose())
 
     async def make() -> None:
         world = World(folder)
@@ -81,6 +95,11 @@ def make_template(folder: Path) -> Path:
             kit = db.recovery_kit()
             async with await twinlock.recover(world.url, NAME, kit, PASSWORD, profile=folder / "b"):
                 (folder / "kit").write_text(kit)
+                keep_keys(db)
+        others = [twinlock.sign_up(world.url, name, PASSWORD, profile=folder / name) for name in OTHER_NAMES]
+        for db in await asyncio.gather(*others):
+            keep_keys(db)
+            await db.close()
         await world.close()
 
     asyncio.run(make())

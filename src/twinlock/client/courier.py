@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 
+from twinlock.client.attachments import Attachments
 from twinlock.client.chores import Chore, Chores
 from twinlock.client.connection import Connection, Peer
 from twinlock.client.device_context import DeviceContext
@@ -30,7 +30,7 @@ from twinlock.errors import (
 )
 from twinlock.ids import Incarnation, SpaceId
 from twinlock.protocol.calls import CutResult
-from twinlock.protocol.client import ClientSession, Event, Welcomed
+from twinlock.protocol.client import Event, Welcomed
 from twinlock.protocol.frames import LOG_GROWN, Ack, Attached, Entries, Leases, Notice, Reject
 from twinlock.replica import events
 from twinlock.replica.replica import Replica
@@ -54,7 +54,7 @@ class Courier(Peer):
         self._leases = LeaseKeeper(context, connection)
         self._waiters = Waiters()
         self._chores = Chores(self._on_chore_failed, self._waiters.check)
-        self._pushes: deque[tuple[SpaceId, list[bytes]]] = deque()
+        self._attachments = Attachments(connection)
         self._flush_timer: asyncio.TimerHandle | None = None
         self.after_account: Chore | None = None
         self.incarnation = Incarnation(b"")
@@ -75,8 +75,8 @@ class Courier(Peer):
             return known
         runtime.open(self._now_ms())
         self._show_locked()
-        if self._session() is not None:
-            self._attach(runtime)
+        if self._connection.session is not None:
+            self._attachments.attach(runtime)
             self._leases.renew(runtime)
         return runtime
 
@@ -89,9 +89,9 @@ class Courier(Peer):
         """Begin a space anew from its file, after the disk refused a write."""
         if runtime.replica is None:
             return
-        self._detach(runtime)
+        self._attachments.detach(runtime)
         runtime.renew(self._now_ms())
-        self._attach(runtime)
+        self._attachments.attach(runtime)
 
     def replicas(self) -> dict[SpaceId, Replica]:
         """Return the replicas that are open."""
@@ -158,7 +158,7 @@ class Courier(Peer):
         self._context.state.put_url(self._connection.origin)
         for runtime in self.runtimes.values():
             runtime.keyring.note_trusted_time(now_ms)
-            self._attach(runtime)
+            self._attachments.attach(runtime)
             self._leases.renew(runtime)
         self._chores.add("account", self._read_account)
         self._chores.add_missed()
@@ -212,7 +212,7 @@ class Courier(Peer):
                 raise
             self._take_events(runtime)
             runtime.subscriptions.publish(now_ms)
-        self._push(now_ms)
+        self._attachments.push(self.runtimes.values(), now_ms)
         self._waiters.check()
         if self._flush_timer is None:
             self._flush_timer = asyncio.get_running_loop().call_later(FLUSH_DELAY_S, self._flush)
@@ -232,11 +232,11 @@ class Courier(Peer):
 
     def push(self) -> None:
         """Send what was written."""
-        self._push(self._now_ms())
+        self._attachments.push(self.runtimes.values(), self._now_ms())
 
     def on_disconnected(self) -> None:
         """What was sent and not acknowledged will be sent again."""
-        self._pushes.clear()
+        self._attachments.forget_pushes()
         for runtime in self.runtimes.values():
             runtime.attached = False
             self._leases.forget_requests(runtime)
@@ -245,7 +245,7 @@ class Courier(Peer):
 
     def _wake_ms(self, now_ms: int) -> int:
         # Without a session there is nothing that a replica could do with its turn.
-        replicas = self.replicas() if self._session() is not None else {}
+        replicas = self.replicas() if self._connection.session is not None else {}
         moments = [replica.wake_ms() for replica in replicas.values()]
         return min((moment for moment in moments if moment is not None), default=now_ms + TEND_INTERVAL_MS)
 
@@ -295,7 +295,7 @@ class Courier(Peer):
 
     def _lock(self, runtime: SpaceRuntime) -> None:
         logger.info("a lease has ended", extra={"space": runtime.space.hex()})
-        self._detach(runtime)
+        self._attachments.detach(runtime)
         runtime.lock()
 
     def _on_leases(self, runtime: SpaceRuntime, frame: Leases, now_ms: int) -> None:
@@ -310,7 +310,7 @@ class Courier(Peer):
         was_locked = runtime.is_locked
         runtime.keys_changed(now_ms)
         if was_locked and not runtime.is_locked:
-            self._attach(runtime)
+            self._attachments.attach(runtime)
         self._show_locked()
         self._connection.wake()
 
@@ -320,36 +320,6 @@ class Courier(Peer):
     def _is_locked_out(self, runtime: SpaceRuntime) -> bool:
         """A space whose keys are on their way for the first time is not locked, it is not there yet."""
         return runtime.is_locked and runtime.was_open
-
-    # Frames out
-
-    def _attach(self, runtime: SpaceRuntime) -> None:
-        session = self._session()
-        if session is not None and runtime.replica is not None:
-            if session.is_attached(runtime.space):
-                session.detach(runtime.space)
-            request = runtime.replica.attach_request()
-            session.attach(request.space, request.incarnation, request.cursor)
-            self._connection.output()
-
-    def _detach(self, runtime: SpaceRuntime) -> None:
-        session = self._session()
-        if session is not None and runtime.replica is not None:
-            session.detach(runtime.space)
-            self._connection.output()
-
-    def _push(self, now_ms: int) -> None:
-        session = self._session()
-        if session is None:
-            return
-        for runtime in self.runtimes.values():
-            if runtime.attached and runtime.replica is not None and runtime.may_push:
-                self._pushes.extend((runtime.space, push) for push in runtime.replica.outgoing(now_ms))
-        while self._pushes and session.push_room > 0:
-            space, push = self._pushes.popleft()
-            if session.is_attached(space):
-                session.push(space, push)
-        self._connection.output()
 
     # What replicas and the server ask for
 
@@ -406,7 +376,7 @@ class Courier(Peer):
             # The server closes, or could not serve just now: the next connection asks again, after a while.
             raise error
         logger.warning("a space is refused", extra={"space": runtime.space.hex(), "code": notice.code})
-        self._detach(runtime)
+        self._attachments.detach(runtime)
         runtime.attached = False
         runtime.is_refused = True
         # Only the signed log can tell that it is over.
@@ -432,7 +402,7 @@ class Courier(Peer):
             return
         self._leases.ask_anew(runtime)
         runtime.keys_changed(self._now_ms())
-        self._attach_if_new(runtime)
+        self._attachments.attach_if_new(runtime)
         self._leases.renew(runtime)
         self._show_locked()
         self._connection.wake()
@@ -444,18 +414,13 @@ class Courier(Peer):
         if reason is None:
             return False
         if self.runtimes.get(runtime.space) is runtime:
-            self._detach(runtime)
+            self._attachments.detach(runtime)
             del self.runtimes[runtime.space]
         if runtime.end is None:
             runtime.wipe(SpaceEnd(runtime.space.hex(), reason, 0, self._now_ms(), log.seq, log.head))
         self._show_locked()
         self._waiters.check()
         return True
-
-    def _attach_if_new(self, runtime: SpaceRuntime) -> None:
-        session = self._session()
-        if session is not None and not session.is_attached(runtime.space):
-            self._attach(runtime)
 
     async def _read_account(self) -> None:
         """Learn which spaces there are, and open those that are new."""
@@ -484,10 +449,7 @@ class Courier(Peer):
     @property
     def is_connected(self) -> bool:
         """Whether there is a session."""
-        return self._session() is not None
-
-    def _session(self) -> ClientSession | None:
-        return self._connection.session
+        return self._connection.session is not None
 
     def _now_ms(self) -> int:
         return self._context.clock.now_ms()

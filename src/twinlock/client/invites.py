@@ -103,6 +103,7 @@ class Invites:
 
     async def applicants(self, runtime: SpaceRuntime) -> list[ApplicantInfo]:
         """Return who waits for approval."""
+        await self._writer.freshen(runtime)
         names = await self._members.names(runtime)
         applicants = runtime.keyring.log.applicants.items()
         return [ApplicantInfo(account.hex(), names.get(account), each.role) for account, each in applicants]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from twinlock.client.connection import Connection
 from twinlock.client.courier import Courier
 from twinlock.client.device_context import DeviceContext
@@ -11,11 +14,14 @@ from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.sudo import Sudo
 from twinlock.errors import (
     ApprovalPendingError,
+    InvalidCallError,
     InviteError,
     LogConflictError,
     LogInvalidError,
     OpenError,
     RemovedError,
+    ShreddedError,
+    TwinlockError,
     UnknownSpaceError,
 )
 from twinlock.ids import AccountId, SpaceId
@@ -26,6 +32,9 @@ from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys
 from twinlock.sealing.invites import InviteKeys, InviteLink, invite_proof, join_entry, parse_link
 from twinlock.sealing.space_keys import unwrap_member_key, wrap_bare
+
+OPENED_MS_MAX = 10_000
+"""How long joining waits for the first lease; without one the space is there and locked."""
 
 
 class Joiner:
@@ -55,7 +64,7 @@ class Joiner:
         self._sudo.keys()
         try:
             await self._join(link)
-        except (InviteError, RemovedError) as refusal:
+        except (InviteError, InvalidCallError, ApprovalPendingError) as refusal:
             # The answer to an earlier try may have been lost: then the link is used up, by this very account.
             return await self._open(link.space, refusal)
         return await self._open(link.space, None)
@@ -65,10 +74,6 @@ class Joiner:
         for tries_left in reversed(range(TRIES_MAX)):
             joiner = self._sudo.keys()
             log, row = await self._opened(link, keys, joiner)
-            if joiner.account in log.members:
-                return
-            if joiner.account in log.applicants:
-                raise ApprovalPendingError
             self._check_open(log, keys)
             own_row = self._rewrapped(link, keys, joiner, log, row)
             try:
@@ -121,16 +126,20 @@ class Joiner:
         wrapped = wrap_bare(member_key, link.space, row.epoch, joiner.account, joiner.kem_pk)
         return KeyringRow(joiner.account, row.epoch, wrapped)
 
-    async def _open(self, space: SpaceId, refusal: InviteError | RemovedError | None) -> SpaceRuntime:
+    async def _open(self, space: SpaceId, refusal: TwinlockError | None) -> SpaceRuntime:
         """Open the space as every device of the account does.
 
         Raises:
             ApprovalPendingError: the account waits for approval.
-            InviteError, RemovedError: it has no part in the space, and the link gave it none.
+            InviteError: it has no part in the space, and the link gave it none.
         """
         try:
-            return await self._courier.open_space(space)
-        except (UnknownSpaceError, RemovedError):
+            runtime = await self._courier.open_space(space)
+        except (UnknownSpaceError, RemovedError, ShreddedError):
             if refusal is not None:
                 raise refusal from None
             raise
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(OPENED_MS_MAX / 1000):
+                await self._courier.opened(runtime)
+        return runtime

@@ -15,7 +15,7 @@ from twinlock.client.device_context import DeviceContext
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.sudo import Sudo
-from twinlock.errors import CutoffConflictError, LogConflictError, RoleError
+from twinlock.errors import CutoffConflictError, LogConflictError, OfflineError, RoleError
 from twinlock.ids import AccountId, Counter, DeviceId
 from twinlock.protocol.calls import AppendLog, KeyringRow, LogHead, SignedEntry
 from twinlock.protocol.membership_calls import ReadHeads, ReadHeadsResult
@@ -76,6 +76,16 @@ class LogWriter:
         async with runtime.log_turn:
             await self._write_in_turn(runtime, prepare)
         self._courier.log_changed(runtime)
+
+    async def freshen(self, runtime: SpaceRuntime) -> None:
+        """Bring a space's log up to date, if there is a connection."""
+        try:
+            async with runtime.log_turn:
+                is_new = await self._logs.read_in_turn(runtime, reads_accounts=False)
+        except OfflineError:
+            return
+        if is_new:
+            self._courier.log_changed(runtime)
 
     async def heads(self, runtime: SpaceRuntime, account: AccountId) -> dict[DeviceId, Counter]:
         """Return where the chains of an account's devices stand, for a cutoff."""

@@ -59,6 +59,7 @@ class Members:
 
     async def all(self, runtime: SpaceRuntime) -> list[MemberInfo]:
         """Return the members in the order of their joining."""
+        await self._writer.freshen(runtime)
         names, verified = await self.names(runtime), self._context.state.verified_accounts()
         keyring = runtime.keyring
         return [
@@ -88,6 +89,7 @@ class Members:
         Raises:
             NotFoundError: no member, applicant or former member is called so.
         """
+        await self._writer.freshen(runtime)
         log = runtime.keyring.log
         known = (*log.members, *log.applicants, *log.former)
         for account in known:
