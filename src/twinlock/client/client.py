@@ -65,9 +65,10 @@ class Client:
         self._sudo = credentials.sudo
         self._courier = Courier(context, connection, board)
         self._devices = Devices(context, connection, credentials.sudo)
-        self._revoker = Revoker(context, connection, self._courier, self._devices, credentials)
         self._maker = SpaceMaker(context, connection)
         self._sharing = Sharing(context, connection, self._courier, credentials.sudo)
+        settings = self._sharing.settings
+        self._revoker = Revoker(context, connection, self._courier, self._devices, credentials, settings)
         self._handles: dict[SpaceId, SpaceHandle] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self._is_closed = False

@@ -32,6 +32,7 @@ class NewProfile:
         self._url = url
         self._passphrase = passphrase
         self._options = options
+        self._name = options.own_name
         self.profile = Profile.create(folder)
         self.device_keys = DeviceKeys.make(options.entropy)
         self._held: HeldKey | None = None
@@ -46,7 +47,7 @@ class NewProfile:
             home = Home(self._url, made.server_id, made.name, made.keys.account)
             self._state = DeviceState.create(vault, self._held.key, home, (made.keys, self.device_keys), entropy)
             self._state.put_account_log(made.keys.account, made.entries)
-            self._state.put_device_name(DeviceName(self._options.own_name))
+            self._state.put_device_name(DeviceName(self._name))
         return self._state
 
     def remove(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from twinlock.client.transport import Dial, open_transport
+from twinlock.sealing.pairing import DEVICE_NAME_BYTES_MAX, check_device_name
 from twinlock.sealing.suite import Entropy
 
 Token = Callable[[], Awaitable[str]]
@@ -39,5 +40,12 @@ class Options(msgspec.Struct, frozen=True):
 
     @property
     def own_name(self) -> str:
-        """The name of a device that is enrolled now."""
-        return socket.gethostname() if self.device_name is None else self.device_name
+        """The name of a device that is enrolled now.
+
+        Raises:
+            LimitExceededError: it is too long.
+        """
+        if self.device_name is None:
+            return socket.gethostname().encode()[:DEVICE_NAME_BYTES_MAX].decode(errors="ignore")
+        check_device_name(self.device_name)
+        return self.device_name

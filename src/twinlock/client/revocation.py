@@ -6,6 +6,7 @@ unlocked device of the account, wherever it was interrupted.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from twinlock.client.devices import Devices
 from twinlock.client.epochs import wrapped_row
 from twinlock.client.log_writer import Draft, LogWriter
 from twinlock.client.space_runtime import SpaceRuntime
+from twinlock.client.space_settings import SpaceSettings
 from twinlock.errors import InvalidCallError, LogConflictError, TwinlockError
 from twinlock.ids import ID_BYTES, Counter, DeviceId
 from twinlock.protocol.account_log import AccountState, replay_account
@@ -36,12 +38,14 @@ from twinlock.sealing.suite import SECRET_BYTES
 logger = logging.getLogger(__name__)
 
 CHORE_NAME = "revocations"
+PATIENCE_TRIES = 5
+PATIENCE_MS = 10_000
 
 
 class Revoker:
     """Cuts devices off, and finishes what an earlier revocation left undone."""
 
-    __slots__ = ("_connection", "_context", "_courier", "_credentials", "_devices", "_log", "_writer")
+    __slots__ = ("_connection", "_context", "_courier", "_credentials", "_devices", "_log", "_settings", "_writer")
 
     def __init__(
         self,
@@ -50,12 +54,14 @@ class Revoker:
         courier: Courier,
         devices: Devices,
         credentials: Credentials,
+        settings: SpaceSettings,
     ) -> None:
         self._context = context
         self._connection = connection
         self._courier = courier
         self._devices = devices
         self._credentials = credentials
+        self._settings = settings
         self._log = AccountLog(context, connection)
         self._writer = LogWriter(context, connection, courier, credentials.sudo)
 
@@ -90,12 +96,23 @@ class Revoker:
         state = self._log.known()
         for runtime in list(self._courier.runtimes.values()):
             try:
-                await self._finish_space(runtime, state)
+                await self._finish_patiently(runtime, state)
             except TwinlockError as exc:
                 logger.warning("a space waits", extra={"space": runtime.space.hex(), "code": exc.code})
                 failures.append(exc)
         if failures:
             raise failures[0]
+
+    async def _finish_patiently(self, runtime: SpaceRuntime, state: AccountState) -> None:
+        """Finish a space; a server that is asked too much, by an account of many spaces, tells when to go on."""
+        for _ in range(PATIENCE_TRIES):
+            try:
+                return await self._finish_space(runtime, state)
+            except TwinlockError as exc:
+                if not 0 < exc.retry_after_ms <= PATIENCE_MS:
+                    raise
+                await asyncio.sleep(exc.retry_after_ms / 1000)
+        return await self._finish_space(runtime, state)
 
     # The account
 
@@ -126,9 +143,15 @@ class Revoker:
     # The spaces
 
     async def _finish_space(self, runtime: SpaceRuntime, state: AccountState) -> None:
-        """End the chains of revoked devices in a space, and have its keys wrapped to the account's present key."""
-        if not self._lacks(runtime.keyring.log, state):
-            return
+        """Bring one space to what the account's log says, and rotate it if that is wanted then."""
+        if self._lacks(runtime.keyring.log, state):
+            await self._append_missing(runtime, state)
+        role = runtime.keyring.log.role_of(state.account)
+        if runtime.rotation_wanted and role is not None and role.may_admit:
+            await self._settings.rotate(runtime, only_if_wanted=True)
+
+    async def _append_missing(self, runtime: SpaceRuntime, state: AccountState) -> None:
+        """End the chains of revoked devices, and have the member keys wrapped to the account's present key."""
 
         async def prepare(keys: AccountKeys, log: SpaceLogState) -> Draft | None:
             if not self._lacks(log, state):

@@ -17,12 +17,12 @@ from twinlock.sealing.identity import (
     rekem_entry,
     revoke_entry,
 )
-from twinlock.sealing.letters import sixty_digits
 from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
 from twinlock.sealing.pairing import (
     DEVICE_NAME_BYTES_MAX,
     PairingTicket,
     check_device_keys,
+    check_device_name,
     open_account_keys,
     open_device_name,
     open_parcel,
@@ -95,6 +95,7 @@ __all__ = [
     "UnlockKeys",
     "account_genesis",
     "check_device_keys",
+    "check_device_name",
     "check_password",
     "check_service_key",
     "config_lease_entry",
@@ -132,7 +133,6 @@ __all__ = [
     "seal_store_key",
     "seal_sudo",
     "sealed_bytes",
-    "sixty_digits",
     "space_genesis",
     "title_index",
     "unlock",

@@ -20,8 +20,9 @@ from twinlock.protocol.labels import label
 from twinlock.protocol.signed_log import KEY_BYTES
 from twinlock.sealing.boxes import open_box, seal_box
 from twinlock.sealing.derive import kdf
+from twinlock.sealing.digits import digits_of
 from twinlock.sealing.identity import AccountKeys, DeviceKeys
-from twinlock.sealing.letters import sixty_digits, spell, unspell
+from twinlock.sealing.letters import spell, unspell
 from twinlock.sealing.padding import pad, unpad
 from twinlock.sealing.suite import SECRET_BYTES, Entropy
 
@@ -82,7 +83,7 @@ def check_device_keys(ticket: PairingTicket, sign_pk: bytes, kem_pk: bytes) -> D
 
 def pairing_digits(account: AccountId, device: DeviceId) -> str:
     """Return the 60 digits that both screens show: the same only if the device came into this very account."""
-    return sixty_digits(label("pair-digits", account + device))
+    return digits_of("pair-digits", account + device)
 
 
 def seal_account_keys(keys: AccountKeys, device: DeviceId, kem_pk: bytes) -> bytes:
@@ -134,16 +135,25 @@ def open_parcel(sealed: bytes, device_keys: DeviceKeys, state: AccountState) -> 
     return kem
 
 
+def check_device_name(name: str) -> None:
+    """Refuse a name that does not fit.
+
+    Raises:
+        LimitExceededError: it is too long.
+    """
+    size = len(name.encode())
+    if size > DEVICE_NAME_BYTES_MAX:
+        raise LimitExceededError(f"a device's name of {size} bytes, {DEVICE_NAME_BYTES_MAX} at most")
+
+
 def seal_device_name(kem: X25519PrivateKey, account: AccountId, device: DeviceId, name: str, entropy: Entropy) -> bytes:
     """Seal a device's name to the account's own devices.
 
     Raises:
         LimitExceededError: it is too long.
     """
-    data = name.encode()
-    if len(data) > DEVICE_NAME_BYTES_MAX:
-        raise LimitExceededError(f"a device's name of {len(data)} bytes, {DEVICE_NAME_BYTES_MAX} at most")
-    return seal_box(_name_key(kem, account, device), pad(data), _name_aad(account, device), entropy)
+    check_device_name(name)
+    return seal_box(_name_key(kem, account, device), pad(name.encode()), _name_aad(account, device), entropy)
 
 
 def open_device_name(kem: X25519PrivateKey, account: AccountId, device: DeviceId, sealed: bytes) -> str:
