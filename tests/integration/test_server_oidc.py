@@ -8,10 +8,12 @@ import pytest
 from tests.issuer_kit import AUDIENCE, ISSUER, SigningKey, TokenIssuer, claims_of, written
 from tests.server_kit import CallFailed, World, hello_to, make_world, open_anonymous, open_wire
 from twinlock.protocol.account_log import replay_account
-from twinlock.protocol.calls import AppendLog, Nothing, ReadLog, ReadLogResult, Spaces
+from twinlock.protocol.calls import AppendLog, CreateAccount, Nothing, ReadLog, ReadLogResult, Spaces
 from twinlock.protocol.device_calls import OpenToken, OpenTokenResult, RefreshToken
 from twinlock.protocol.frames import Challenge, Hello, Notice, Welcome
+from twinlock.protocol.membership_calls import Names, NamesResult
 from twinlock.sealing.identity import DeviceKeys, device_entry, revoke_entry
+from twinlock.sealing.vault import RecoveryKit, make_unlocker
 from twinlock.server import Server, Settings
 from twinlock.server.stores import open_stores
 from twinlock.server.tokens import subject_hash
@@ -124,6 +126,24 @@ async def test_a_subject_has_one_account(issuer, serving):
     third.name = second.name
     await third.sign_up(issuer.token("bob"))
     await world.open(token=issuer.token())
+
+
+async def test_who_knows_an_accounts_log_ties_neither_a_subject_nor_a_name_to_it(issuer, serving):
+    server = await serving(settings_for(issuer))
+    world = await signed_up(server, issuer.token())
+    member = await world.open(token=issuer.token())
+    await world.create_space(member)
+    page = await member.call("account.log", ReadLog(world.account.account), ReadLogResult)
+    forged = make_unlocker(RecoveryKit.make(os.urandom), world.name, world.server_id, os.urandom, world.account)
+    wire, _ = await open_anonymous(server.port)
+
+    for name in (world.name, "another"):
+        with pytest.raises(CallFailed, match="name_taken"):
+            await wire.call("account.create", CreateAccount(name, page.entries, [forged], issuer.token("eve")))
+
+    assert await wire.call("token.open", OpenToken(issuer.token("eve")), OpenTokenResult) == OpenTokenResult()
+    named = await member.call("account.names", Names(world.space), NamesResult)
+    assert named.names == {world.account.account: world.name}
 
 
 async def test_a_sign_up_that_was_broken_off_blocks_nobody(issuer):

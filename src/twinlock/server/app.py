@@ -10,6 +10,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 import uvloop
@@ -45,6 +46,9 @@ logger = structlog.get_logger(__name__)
 PROBE_KEY = "probe"
 PROBE_TIMEOUT_S = 2.0
 TEND_INTERVAL_S = 1.0
+LAST_VISITS_S = 1.0
+"""How long a server that stops goes on noting who was here."""
+
 DAY_MS = 86_400_000
 SWITCH_INTERVAL_S = 0.001
 GC_OBJECTS = 20_000
@@ -133,7 +137,8 @@ class Server:
                 turning = group.create_task(web.main_loop())
                 services.tasks.spawn(services.changes.finish_shredding(), "finish shredding")
                 services.tasks.spawn(_clean_for_ever(services), "clean")
-                services.tasks.spawn(_tend_for_ever(services), "tend sessions")
+                services.tasks.spawn(_end_sessions_for_ever(services), "end sessions")
+                services.tasks.spawn(_note_visits_for_ever(services), "note visits")
                 self._is_serving = True
                 logger.info("listening", port=self.port, tls=self.settings.uses_tls)
                 started.set_result(None)
@@ -142,7 +147,9 @@ class Server:
                 for server in web.servers:
                     server.close()
                 await drain(sync, services)
-                await _write_visits(services)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_VISITS_S):
+                        await _write_visits(services)
                 web.should_exit = True
                 await turning
                 await web.shutdown(sockets=[listener])
@@ -260,11 +267,17 @@ async def _clean_for_ever(services: Services) -> None:
             logger.warning("the key service could not be tended", code=error.code)
 
 
-async def _tend_for_ever(services: Services) -> None:
-    """End the sessions whose token has ended, and write down who was here."""
+async def _end_sessions_for_ever(services: Services) -> None:
+    """End the sessions whose token has ended."""
     while True:
         await asyncio.sleep(TEND_INTERVAL_S)
         end_due_sessions(services)
+
+
+async def _note_visits_for_ever(services: Services) -> None:
+    """Write down who was here, one after the other: a storm of devices is noted bit by bit."""
+    while True:
+        await asyncio.sleep(TEND_INTERVAL_S)
         await _write_visits(services)
 
 

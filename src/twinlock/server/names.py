@@ -7,18 +7,20 @@ from twinlock.errors import NameTakenError, RevisionError
 from twinlock.ids import AccountId
 from twinlock.server.authorize import Authority
 
+KNOWN_MAX = 100_000
 SUBJECT_TAKEN = "the token's subject has an account already"
 
 
 class Names:
     """The directory's records from names and subjects to accounts, and from accounts back to names."""
 
-    __slots__ = ("_authority", "_directory", "_is_indexed")
+    __slots__ = ("_authority", "_directory", "_is_indexed", "_known")
 
     def __init__(self, directory: Directory, authority: Authority) -> None:
         self._directory = directory
         self._authority = authority
         self._is_indexed = False
+        self._known: dict[AccountId, str] = {}
 
     async def reserve(self, name: str, subject: bytes, account: AccountId) -> None:
         """Take a name, and a subject if there is one, for an account that is about to be made.
@@ -26,8 +28,12 @@ class Names:
         Doing it again after a crash in between is fine. Both are looked at before either is taken.
 
         Raises:
-            NameTakenError: another account has one of them.
+            NameTakenError: another account has one of them, or the account exists under others.
         """
+        if await self._authority.exists(account):
+            # A sign-up proves nothing about an account that exists: others may know its log.
+            await self.check_reserved(name, subject, account)
+            return
         keys = {_name_key(name): ""}
         if subject:
             keys[_subject_key(subject)] = SUBJECT_TAKEN
@@ -38,10 +44,10 @@ class Names:
         await self._directory.put(_reverse_key(account), name.encode())
 
     async def check_reserved(self, name: str, subject: bytes, account: AccountId) -> None:
-        """Check, once the account is made, that nobody took its name or subject meanwhile.
+        """Check, once the account is made, that its name and subject are its own.
 
         Raises:
-            NameTakenError: somebody did.
+            NameTakenError: another account has one of them by now.
         """
         for key in [_name_key(name), *([_subject_key(subject)] if subject else [])]:
             if await self._account_at(key) != account:
@@ -57,12 +63,20 @@ class Names:
         return account if account is not None and await self._authority.exists(account) else None
 
     async def name_of(self, account: AccountId) -> str:
-        """Return an account's name."""
+        """Return an account's name, which it keeps for good; empty for an account that has none."""
+        known = self._known.get(account)
+        if known is not None:
+            return known
         record = await self._directory.get(_reverse_key(account))
         if record is None and not self._is_indexed:
             await self._index()
             record = await self._directory.get(_reverse_key(account))
-        return record.value.decode() if record is not None else ""
+        if record is None:
+            return ""
+        if len(self._known) >= KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[account] = record.value.decode()
+        return self._known[account]
 
     async def _index(self) -> None:
         """Write the records from accounts to names that accounts of older servers lack, once in a server's life."""
