@@ -1,5 +1,7 @@
 """Backups of a key service: what they hold, how they come back, and what the drill finds in those that would not."""
 
+import asyncio
+import shutil
 import sqlite3
 import stat
 import tempfile
@@ -39,11 +41,10 @@ def wrapper_of(folder, sheets):
     return FileKeyWrapper.of_backup(read_root_backup(folder / FILE_NAME), join_sheets(sheets))
 
 
-def change(folder, *statements) -> None:
+def change(folder, statement, values=()) -> None:
     """Do to the database what an intruder, or a bad disk, might."""
     with closing(sqlite3.connect(folder / "keyservice.db", isolation_level=None)) as database:
-        for statement in statements:
-            database.execute(statement)
+        database.execute(statement, values)
 
 
 class Service:
@@ -82,6 +83,25 @@ async def service(tmp_path):
     await service.fill()
     yield service
     await service.keys.close()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The same, made once and no longer at work."""
+
+    async def make():
+        service = Service(tmp_path_factory.mktemp("made"))
+        await service.fill()
+        await service.keys.close()
+        return service
+
+    return asyncio.run(make())
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """A backup of its own for each test to break."""
+    return Path(shutil.copytree(made.backup, tmp_path / "backup"))
 
 
 class TestBackup:
@@ -289,9 +309,9 @@ class TestDrill:
         assert report.passed
         assert (report.denied_count, report.purged_count, report.keys_count) == (1, 2, 1)
 
-    async def test_a_wrong_sheet_is_named(self, service):
+    def test_a_wrong_sheet_is_named(self, made):
         with pytest.raises(SheetError, match="not those of this backup"):
-            wrapper_of(service.backup, [" ".join(sheet.words) for sheet in make_sheets(bytes(32), 3, 2)])
+            wrapper_of(made.backup, [" ".join(sheet.words) for sheet in make_sheets(bytes(32), 3, 2)])
 
     @pytest.mark.parametrize(
         ("statement", "told"),
@@ -314,24 +334,24 @@ class TestDrill:
             ("DELETE FROM ledger WHERE n = 6", "ledger is broken at record 6"),
         ],
     )
-    async def test_what_is_broken_is_found_and_named(self, service, statement, told):
-        ids = [space.id.hex() for space in service.spaces]
-        change(service.backup, statement.format(*ids))
+    async def test_what_is_broken_is_found_and_named(self, made, copy, statement, told):
+        ids = [space.id.hex() for space in made.spaces]
+        change(copy, statement.format(*ids))
 
-        report = await service.drill()
+        report = await drill(copy, made.wrapper(), made.deny_list, SETTINGS)
 
         assert not report.passed
         assert [problem for problem in report.problems if told.format(*ids) in problem], report.problems
 
-    async def test_a_key_of_another_space_in_its_place_is_found_by_its_commitment(self, service):
+    async def test_a_key_of_another_space_in_its_place_is_found_by_its_commitment(self, made, copy):
         """Even where whoever put it there holds the root key and wrapped it for that place."""
-        space, wrapper = service.spaces[0], service.wrapper()
-        with closing(sqlite3.connect(service.backup / "keyservice.db", isolation_level=None)) as database:
+        space, wrapper = made.spaces[0], made.wrapper()
+        with closing(sqlite3.connect(copy / "keyservice.db", isolation_level=None)) as database:
             (identity,) = database.execute("SELECT value FROM meta WHERE name = 'keyservice_id'").fetchone()
             forged = wrapper.wrap(bytes(32), service_key_context(space.id, 1, identity))
             database.execute("UPDATE keys SET wrapped = ? WHERE space = ? AND epoch = 1", (forged, space.id))
 
-        report = await service.drill()
+        report = await drill(copy, wrapper, made.deny_list, SETTINGS)
 
         assert report.problems == [
             f"the key of epoch 1 of space {space.id.hex()} is another one than its signed log commits to"
@@ -347,8 +367,8 @@ class TestDrill:
 
         assert [problem for problem in report.problems if "shredded but is not denied" in problem]
 
-    async def test_the_ledgers_key_under_another_root_key_stops_it(self, service):
-        change(service.backup, "UPDATE meta SET value = zeroblob(60) WHERE name = 'ledger_key'")
+    async def test_the_ledgers_key_under_another_root_key_stops_it(self, made, copy):
+        change(copy, "UPDATE meta SET value = zeroblob(60) WHERE name = 'ledger_key'")
 
         with pytest.raises(StoreError):
-            await service.drill()
+            await drill(copy, made.wrapper(), made.deny_list, SETTINGS)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from twinlock.cli.backup_keys import backup, restore, split
 from twinlock.cli.bench import bench
 from twinlock.cli.dev import dev
 from twinlock.cli.devices import device, kit, pair
 from twinlock.cli.doctor import doctor
 from twinlock.cli.documents import get, put, query, watch
+from twinlock.cli.drill import drill
 from twinlock.cli.inspect import inspect
 from twinlock.cli.keyservice import keyservice
 from twinlock.cli.ledger import ledger
@@ -30,10 +32,12 @@ def _add(panel: str, *functions: object) -> None:
 
 
 _add("Run a server", dev, serve, doctor)
+for command in (split, backup, restore):
+    keyservice.command()(command)
 commands.add_typer(keyservice, rich_help_panel="Run a server")
 commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Read and write a profile", put, get, query, watch)
 _add("Devices and keys", pair)
 commands.add_typer(device, rich_help_panel="Devices and keys")
 commands.add_typer(kit, rich_help_panel="Devices and keys")
-_add("Look inside", inspect, bench)
+_add("Look inside", inspect, bench, drill)

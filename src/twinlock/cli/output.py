@@ -19,7 +19,7 @@ from rich.markup import escape
 from twinlock.errors import TwinlockError
 
 Result = TypeVar("Result")
-SERVER_PACKAGES = ("uvicorn", "litestar", "uvloop", "prometheus_client", "structlog")
+SERVER_PACKAGES = ("uvicorn", "litestar", "uvloop", "prometheus_client", "structlog", "shamir_mnemonic")
 
 PLAIN_WIDTH = 140
 
