@@ -99,12 +99,12 @@ class Transcript:
         frame = Challenge(self.server_nonce, self.server.sign_pk, self.incarnation, SERVER_MS)
         return self.step(frame, outcome, **{"at_ms": CLIENT_MS, **more})
 
-    def hello(self, outcome: str = "taken", ticket: bytes = b"", **altered: Any) -> Transcript:
+    def hello(self, outcome: str = "taken", ticket: bytes = b"", token: str = "", **altered: Any) -> Transcript:
         """Answer it; what is altered goes into what is signed."""
         at_ms = altered.pop("at_ms", SERVER_MS + 40)
-        return self.step(self.hello_frame(ticket, **altered), outcome, at_ms=at_ms)
+        return self.step(self.hello_frame(ticket, token, **altered), outcome, at_ms=at_ms)
 
-    def hello_frame(self, ticket: bytes = b"", **altered: Any) -> Hello:
+    def hello_frame(self, ticket: bytes = b"", token: str = "", **altered: Any) -> Hello:
         """Return a hello to the challenge."""
         signed = {
             "server_id": self.server_id,
@@ -116,8 +116,9 @@ class Transcript:
             "client_nonce": self.client_nonce,
             **altered,
         }
-        signature = self.person.device.sign.sign(proofs.hello_message(**signed)) if self._is_device else b""
-        return Hello(self.client_nonce, signed["origin"], self.account, self.device, signature, ticket)
+        message = proofs.with_token(proofs.hello_message(**signed), token)
+        signature = self.person.device.sign.sign(message) if self._is_device else b""
+        return Hello(self.client_nonce, signed["origin"], self.account, self.device, signature, ticket, token)
 
     def welcome(self, outcome: str = "taken", signer: DeviceKeys | None = None, **altered: Any) -> Transcript:
         """Let the client in."""

@@ -44,6 +44,7 @@ from twinlock.sealing import DeviceKeys
 
 ELSEWHERE = "wss://relay.example:443"
 OTHER = bytes(range(32))
+TOKEN = "header.claims.signature"
 NIL = msgspec.Raw(b"\xc0")
 MIB = 1 << 20
 NO_PARAMS = msgspec.Raw(b"\x80")
@@ -61,12 +62,14 @@ def handshake() -> Vector:
     first = Transcript("nobody's: to sign up, at a server that is not known yet", device=False)
     first.given(pinned_server_id="").opened()
     ticket = Transcript("a device with a ticket").given(ticket=b"ticket 1".hex())
+    shown = Transcript("a device with a token of the application's issuer").given(token=TOKEN)
     late = Transcript("a challenge at its last moment", "server")
     accept = [
         Transcript("a device").opened(),
         first,
         Transcript("nobody's, at a server that is pinned", device=False).opened(),
         ticket.challenge().hello(ticket=b"ticket 1").welcome(),
+        shown.challenge().hello(token=TOKEN).welcome(),
         late.challenge().hello(at_ms=SERVER_MS + CHALLENGE_TTL_MS).welcome(),
         Transcript("a server that goes down before the welcome").challenge().hello().step(Goaway(5_000)),
     ]
@@ -84,6 +87,10 @@ def _refused_by_server() -> list[Transcript]:
     told_here = msgspec.structs.replace(relayed.hello_frame(origin=ELSEWHERE), origin=relayed.hello_frame().origin)
     unsigned = Transcript("a device without a signature", "server").challenge()
     bare = msgspec.structs.replace(unsigned.hello_frame(), signature=b"")
+    stolen = Transcript("a token that the device did not sign for", "server").challenge()
+    other = msgspec.structs.replace(stolen.hello_frame(token=TOKEN), token="header.claims.other")
+    taken_out = Transcript("a token that was taken out of the hello", "server").challenge()
+    without = msgspec.structs.replace(taken_out.hello_frame(token=TOKEN), token="")
     return [
         lying("a hello recorded in another session", server_nonce=OTHER),
         lying("an origin that is not the server's", origin=ELSEWHERE),
@@ -93,6 +100,8 @@ def _refused_by_server() -> list[Transcript]:
         lying("signed with another nonce than it shows", client_nonce=OTHER),
         relayed.step(told_here, "proof_refused", at_ms=SERVER_MS),
         unsigned.step(bare, "proof_refused", at_ms=SERVER_MS),
+        stolen.step(other, "proof_refused", at_ms=SERVER_MS),
+        taken_out.step(without, "proof_refused", at_ms=SERVER_MS),
         late.hello("challenge_refused", at_ms=SERVER_MS + CHALLENGE_TTL_MS + 1),
         twice.hello("challenge_refused"),
     ]

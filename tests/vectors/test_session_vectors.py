@@ -137,7 +137,7 @@ class ClientSide:
         sign = Ed25519PrivateKey.from_private_bytes(of(given, "device_sign_private")).sign if device else None
         chance = deque(bytes.fromhex(data) for data in given["client_random"])
         self.session = ClientSession(
-            ClientIdentity(AccountId(of(given, "account")), device, sign),
+            ClientIdentity(AccountId(of(given, "account")), device, sign, given.get("token", "")),
             given["origin"],
             of(given, "pinned_server_id") or None,
             lambda count: chance.popleft()[:count],
@@ -262,7 +262,7 @@ class ServerSide:
             hello.client_nonce,
         )
         try:
-            proofs.verify(self.author.sign_pk, hello.signature, message)
+            proofs.verify(self.author.sign_pk, hello.signature, proofs.with_token(message, hello.token))
         except SignatureError as exc:
             raise ProofError from exc
 
