@@ -18,7 +18,9 @@ from tools import (
     vectors_frames,
     vectors_keys,
     vectors_logs,
+    vectors_members,
     vectors_merging,
+    vectors_people,
     vectors_sessions,
 )
 
@@ -29,6 +31,8 @@ FOLDER = Path(__file__).parents[1] / "spec" / "vectors"
 MAKERS: dict[str, Callable[[], Vector]] = {
     **vectors_keys.MAKERS,
     **vectors_logs.MAKERS,
+    **vectors_members.MAKERS,
+    **vectors_people.MAKERS,
     **vectors_envelopes.MAKERS,
     **vectors_documents.MAKERS,
     **vectors_merging.MAKERS,

@@ -19,6 +19,7 @@ from twinlock.sealing import (
     RecoveryKit,
     ServiceKey,
     StoreKey,
+    kit_qr,
     make_unlocker,
     seal_record,
     title_index,
@@ -29,6 +30,7 @@ from twinlock.sealing.padding import PAYLOAD_BYTES_MAX, pad, padded_bytes
 from twinlock.sealing.space_keys import EpochKeys, make_link
 from twinlock.sealing.vault import kind_of
 
+Case = dict[str, object]
 Vector = dict[str, object]
 
 
@@ -154,10 +156,13 @@ def recovery_kits() -> Vector:
         text = str(RecoveryKit(raw))
         accept.append({"name": name, "raw": raw.hex(), "text": text, "typed": text})
         accept.append({"name": f"{name}, as typed", "raw": raw.hex(), "text": text, "typed": _sloppy(text)})
+    qr = kit_qr(RecoveryKit(raw), "wss://sync.example.org:443", entropy(32), "ann+work@example")
+    accept.append({"name": "random, by QR", "raw": raw.hex(), "text": text, "typed": qr})
     letters = text.replace("-", "")
     swapped = letters[:5] + ("2" if letters[5] != "2" else "3") + letters[6:]
     bad = {"one letter wrong": swapped, "too short": letters[:-1], "too long": letters + "0", "empty": ""}
     bad["a letter that is never used"] = letters[:-1] + "U"
+    bad["a QR text without a kit"] = qr.replace("kit=", "k=")
     bad["the check of another kit"] = letters[:-3] + str(RecoveryKit(bytes(16)))[-3:]
     return vector(
         "recovery_kit",

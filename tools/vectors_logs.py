@@ -48,7 +48,7 @@ def account_log() -> Vector:
     accept: list[Case] = [
         {
             "name": "two devices, one revoked, a new wrap key",
-            "entries": _entries(entries),
+            "entries": entry_cases(entries),
             "account": state.account.hex(),
             "sign_pk": state.sign_pk.hex(),
             "kem_pk": state.kem_pk.hex(),
@@ -125,7 +125,7 @@ def space_log() -> Vector:
     accept: list[Case] = [
         {
             "name": "members, two epochs, a title and a setting",
-            "entries": _entries(entries),
+            "entries": entry_cases(entries),
             "space": state.space.hex(),
             "partition": state.partition,
             "members": {account.hex(): str(member.role) for account, member in state.members.items()},
@@ -189,12 +189,13 @@ def _member(signer: Person, state: SpaceLogState, person: Person, role: Role) ->
     return member_entry(signer.keys, state, keys.sign_pk, keys.kem_pk, keys.account, role)
 
 
-def _entries(entries: list[SignedEntry]) -> list[Case]:
+def entry_cases(entries: list[SignedEntry]) -> list[Case]:
+    """Return the entries of a log as they stand in a vector."""
     return [{"body": entry.body.hex(), "sig": entry.sig.hex()} for entry in entries]
 
 
 def _rejects(bad: dict[str, tuple[list[SignedEntry], str]]) -> list[Case]:
-    return [{"name": name, "entries": _entries(entries), "error": error} for name, (entries, error) in bad.items()]
+    return [{"name": name, "entries": entry_cases(entries), "error": error} for name, (entries, error) in bad.items()]
 
 
 MAKERS = {"account_log": account_log, "space_log": space_log}
