@@ -270,6 +270,10 @@ class World:
         """Return a device's chain of envelopes in the space, at its beginning."""
         return Chain(self.space, device or self.device)
 
+    def chain_in(self, space: SpaceId) -> Chain:
+        """Return the chain of the account's first device in a space of others, at its beginning."""
+        return Chain(space, self.device)
+
     def _row(self) -> KeyringRow:
         wrapped = wrap_member_key(self.keys, self.account.account, self.account.kem_pk)
         return KeyringRow(self.account.account, self.keys.epoch, wrapped)

@@ -156,11 +156,12 @@ class Committer:
                 # What an error of our own left open: the log itself knows.
                 space.sequencer.restore((await self._log.state(space.id)).heads)
                 return
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            space.group_waiters.append(waiter)
-            await asyncio.wait([waiter], timeout=max(0.0, ends_s - self._loop.time()))
-            if self._loop.time() >= ends_s:
-                raise OverloadedError("pushes are still on their way to the disk", retry_after_ms=RETRY_AFTER_MS)
+            ended = asyncio.Event()
+            space.group_waiters.append(ended.set)
+            try:
+                await asyncio.wait_for(ended.wait(), ends_s - self._loop.time())
+            except TimeoutError:
+                raise OverloadedError("the disk takes too long", retry_after_ms=RETRY_AFTER_MS) from None
 
     def _go_on(self, space: ServedSpace) -> None:
         space.is_appending = False

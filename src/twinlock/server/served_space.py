@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
+from collections.abc import Callable
 
 import msgspec
 
@@ -74,7 +74,6 @@ class ServedSpace:
         "lagging",
         "live",
         "log_bytes",
-        "log_lock",
         "log_users",
         "pace",
         "recent",
@@ -104,17 +103,14 @@ class ServedSpace:
         self.senders: set[Peer] = set()
         """Attached devices that may only send: they are told when the log grows, and are delivered nothing."""
 
-        self.log_lock = asyncio.Lock()
-        """Held while the space's signed log grows."""
-
         self.log_users = 0
-        """How many hold that lock or wait for it."""
+        """How many change the space's signed log, or wait for their turn."""
 
         self.in_doubt = False
         """Whether entries may have been appended to the signed log that are not known here yet."""
 
-        self.group_waiters: list[asyncio.Future[None]] = []
-        """Who wants to know when the next group of appends has ended."""
+        self.group_waiters: list[Callable[[], None]] = []
+        """What is called when the next group of appends has ended."""
 
         self.waiting: list[WaitingPush] = []
         self.is_appending = False
@@ -138,9 +134,8 @@ class ServedSpace:
     def group_ended(self) -> None:
         """Wake those who wait for a group of appends."""
         waiters, self.group_waiters = self.group_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        for wake in waiters:
+            wake()
 
     def attached(self, device: DeviceId, resume: Seq) -> Attached:
         """Return what tells a device where delivery begins, and where its chain and the space's log stand."""

@@ -64,6 +64,7 @@ class SpaceChanges:
         "_committer",
         "_directory",
         "_keyrings",
+        "_locks",
         "_log",
         "_logs",
         "_registry",
@@ -90,6 +91,7 @@ class SpaceChanges:
         self._committer = committer
         self.hub = committer.hub
         self._tasks = tasks
+        self._locks: dict[SpaceId, asyncio.Lock] = {}
 
     @asynccontextmanager
     async def of(self, space: SpaceId) -> AsyncIterator[ServedSpace]:
@@ -99,15 +101,22 @@ class SpaceChanges:
             UnknownSpaceError: there is none.
             KeyServiceError: it has not yet said what became of an earlier change.
         """
-        served = await self._registry.load(space)
-        served.log_users += 1
+        async with self._turn(await self._registry.load(space)) as served:
+            if served.in_doubt:
+                await self._settle(served)
+            yield served
+
+    @asynccontextmanager
+    async def _turn(self, space: ServedSpace) -> AsyncIterator[ServedSpace]:
+        """Wait for one's turn with a space, which stays loaded as long as anybody does."""
+        space.log_users += 1
         try:
-            async with served.log_lock:
-                if served.in_doubt:
-                    await self._settle(served)
-                yield served
+            async with self._locks.setdefault(space.id, asyncio.Lock()):
+                yield space
         finally:
-            served.log_users -= 1
+            space.log_users -= 1
+            if not space.log_users:
+                del self._locks[space.id]
 
     async def fresh(self, space: ServedSpace, expect_seq: int, entries: Sequence[SignedEntry]) -> list[SignedEntry]:
         """Return those of some entries after the first `expect_seq` that the log does not have yet.
@@ -300,7 +309,7 @@ class SpaceChanges:
         while space.in_doubt:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, DOUBT_RETRY_S_MAX)
-            async with space.log_lock:
+            async with self._turn(space):
                 if not space.in_doubt:
                     return
                 try:
