@@ -1,15 +1,23 @@
 """Every limit of the protocol is crossed by a test: within it all is well, beyond it there is an error with a code."""
 
 import re
+from itertools import islice
 
+import msgspec
 import pytest
 
+from tests.unit.membership_world import OTHER, OWNER, READER, fresh_invite, household
 from twinlock.document.values import check_collection
 from twinlock.errors import InvalidCallError, InvalidDataError, LimitExceededError, LogInvalidError
 from twinlock.protocol import limits
-from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.calls import KeyringRow, SignedEntry
 from twinlock.protocol.signed_log import Body
+from twinlock.protocol.space_log import Role
+from twinlock.protocol.space_rules import replay_space
+from twinlock.sealing.invites import InviteTerms, invite_entry
+from twinlock.sealing.space_entries import member_entry
 from twinlock.server.accounts import check_entries, page_of
+from twinlock.server.keyrings import check_rows
 
 ON_BOTH_SIDES = {
     "ENVELOPE_BYTES_MAX": "tests/unit/test_server_sequencer.py::test_an_envelope_is_taken_up_to_its_limit",
@@ -27,6 +35,10 @@ ON_BOTH_SIDES = {
     "LEASE_EPOCHS_MAX": "src/twinlock/testing/contracts/keys.py::test_limits_of_epochs_and_nonces",
     "LOG_ENTRY_BYTES_MAX": "tests/unit/test_limits.py::test_a_log_entry_has_64_kib_and_no_more",
     "LOG_PAGE_ENTRIES_MAX": "tests/unit/test_limits.py::test_a_page_of_a_log_has_512_entries_and_no_more",
+    "SPACE_MEMBERS_MAX": "tests/unit/test_limits.py::test_a_space_has_10000_members_and_no_more",
+    "SPACE_INVITES_MAX": "tests/unit/test_limits.py::test_a_space_has_256_open_invites_and_no_more",
+    "INVITE_USES_MAX": "tests/unit/test_limits.py::test_an_invite_has_10000_uses_and_no_more",
+    "KEYRING_ROWS_MAX": "tests/unit/test_limits.py::test_a_request_has_a_keyring_row_for_each_holder_and_no_more",
     "ENTRIES_PAGE_BYTES_MAX": "src/twinlock/testing/contracts/log.py::test_pages_hold_about_what_was_asked_for",
     "READER_BUFFER_BYTES_MAX": (
         "tests/integration/test_server_sync.py::test_a_slow_reader_catches_up_and_holds_nobody_back"
@@ -46,6 +58,8 @@ ON_BOTH_SIDES = {
     ),
     "CLOCK_SKEW_MS_MAX": "tests/vectors/test_document_vectors.py::check_clock_skew",
     "LEASE_REQUEST_SKEW_MS_MAX": "src/twinlock/testing/contracts/keys.py::test_limit_of_a_requests_time",
+    "DEVICE_KEY_SEALS_MAX": ("tests/unit/test_replica_seal_limits.py::test_the_limits_are_those_of_the_specification"),
+    "DEVICE_KEY_BYTES_MAX": ("tests/unit/test_replica_seal_limits.py::test_the_limits_are_those_of_the_specification"),
     "TOKEN_BYTES_MAX": "tests/unit/test_server_tokens.py::test_a_token_is_read_up_to_its_limit",
     "DOCUMENT_ID_BYTES_MAX": "tests/unit/test_document_values.py::test_names_are_checked",
     "COLLECTION_NAME_BYTES_MAX": "tests/unit/test_limits.py::test_a_collection_has_a_name_of_256_bytes_and_no_more",
@@ -92,6 +106,65 @@ def test_a_page_of_a_log_has_512_entries_and_no_more():
         check_entries(entries)
     with pytest.raises(InvalidCallError):
         check_entries([])
+
+
+@pytest.fixture(scope="module")
+def space():
+    return household()
+
+
+def with_crowd(space, count, role=Role.READER):
+    """Return the state of a space with so many members."""
+    log = space.log
+    crowd = {number.to_bytes(16, "big"): log.members[READER.keys.account] for number in range(1, count)}
+    members = {**log.members, **dict(islice(crowd.items(), count - len(log.members)))}
+    assert len(members) == count
+    return msgspec.structs.replace(log, members=members)
+
+
+def test_a_space_has_10000_members_and_no_more(space):
+    keys = OTHER.keys
+
+    def admitted(log):
+        entry = member_entry(OWNER.keys, log, keys.sign_pk, keys.kem_pk, keys.account, Role.READER)
+        return replay_space([entry], log)
+
+    full = admitted(with_crowd(space, limits.SPACE_MEMBERS_MAX - 1))
+    assert len(full.members) == limits.SPACE_MEMBERS_MAX
+    with pytest.raises(LogInvalidError, match="more than 10000 members"):
+        admitted(with_crowd(space, limits.SPACE_MEMBERS_MAX))
+
+
+def test_a_space_has_256_open_invites_and_no_more(space):
+    invites = [fresh_invite() for _ in range(limits.SPACE_INVITES_MAX + 1)]
+    log = space.log
+    for keys in invites[:-1]:
+        log = replay_space([invite_entry(OWNER.keys, log, keys, InviteTerms(Role.READER, 1))], log)
+
+    assert len(log.invites) == limits.SPACE_INVITES_MAX
+    with pytest.raises(LogInvalidError, match="more than 256 open invites"):
+        replay_space([invite_entry(OWNER.keys, log, invites[-1], InviteTerms(Role.READER, 1))], log)
+
+
+def test_an_invite_has_10000_uses_and_no_more(space):
+    log, keys = space.log, fresh_invite()
+
+    def invited(uses):
+        return replay_space([invite_entry(OWNER.keys, log, keys, InviteTerms(Role.READER, 1, uses))], log)
+
+    assert invited(limits.INVITE_USES_MAX).invites[keys.id].uses_left == limits.INVITE_USES_MAX
+    with pytest.raises(LogInvalidError):
+        invited(limits.INVITE_USES_MAX + 1)
+
+
+def test_a_request_has_a_keyring_row_for_each_holder_and_no_more(space):
+    log = space.log
+    row = KeyringRow(OWNER.keys.account, log.epoch, bytes(80))
+
+    check_rows([row] * limits.KEYRING_ROWS_MAX, log)
+    with pytest.raises(LimitExceededError):
+        check_rows([row] * (limits.KEYRING_ROWS_MAX + 1), log)
+    assert limits.KEYRING_ROWS_MAX == limits.SPACE_MEMBERS_MAX + limits.SPACE_INVITES_MAX
 
 
 def test_a_collection_has_a_name_of_256_bytes_and_no_more():

@@ -40,6 +40,10 @@ CLOCK_SKEW_MS_MAX: Final = 5 * 60_000
 """How far a stamp may lie after the entry's receive time before every reader refuses it."""
 
 LEASE_REQUEST_SKEW_MS_MAX: Final = 120_000
+DEVICE_KEY_SEALS_MAX: Final = 1 << 32
+DEVICE_KEY_BYTES_MAX: Final = 1 << 40
+"""Envelopes, and their bytes, sealed under a device's key of one epoch; at half of either a new epoch is asked for."""
+
 TOKEN_BYTES_MAX: Final = 8 << 10
 """A token of the application's own issuer."""
 

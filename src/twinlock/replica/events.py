@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from twinlock.ids import Seq
+from twinlock.ids import Epoch, Seq
 from twinlock.protocol.calls import Cut
 
 
@@ -54,6 +54,13 @@ class PushHeld(msgspec.Struct, frozen=True):
     code: str
 
 
+class RotationWanted(msgspec.Struct, frozen=True):
+    """This device's key of an epoch has borne half of what it may; if it `is_worn_out`, writes wait for a new epoch."""
+
+    epoch: Epoch
+    is_worn_out: bool
+
+
 class CaughtUp(msgspec.Struct, frozen=True):
     """The head that `attached` told has been reached."""
 
@@ -67,5 +74,6 @@ ReplicaEvent = (
     | CutWanted
     | KeyringRowsWanted
     | PushHeld
+    | RotationWanted
     | CaughtUp
 )

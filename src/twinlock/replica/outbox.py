@@ -12,18 +12,20 @@ import msgspec
 
 from twinlock.document.operations import Edit, decode_change, encode_change, restamp
 from twinlock.document.stamps import Stamp, stamp_of
-from twinlock.errors import DocumentTooLargeError
-from twinlock.ids import NO_ENVELOPE, Counter, DeviceId, EnvelopeId, Seq
+from twinlock.errors import DocumentTooLargeError, KeyWornOutError
+from twinlock.ids import NO_ENVELOPE, Counter, DeviceId, EnvelopeId, Epoch, Seq
 from twinlock.protocol.clock import Hlc, HybridClock, milliseconds_of, pack
 from twinlock.protocol.envelope import Kind, parse
 from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX, PUSH_BYTES_MAX, PUSH_ENVELOPES_MAX
 from twinlock.replica.batch import Batch
 from twinlock.replica.documents import Shown, WorkingSet
+from twinlock.replica.events import RotationWanted
 from twinlock.replica.intents import check_batch, operations_of
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.rebase import Rebase, rebuild_overlays
 from twinlock.replica.state import OwnChain, load_chain, save_chain
 from twinlock.replica.store import UNSEALED, DocumentKey, OwnEnvelope, PendingWrite, ReplicaStore
+from twinlock.replica.wear import DEFAULT_WEAR, Wear, WearLimits
 from twinlock.sealing.cipher import Sealer, open_payload
 from twinlock.sealing.padding import PAYLOAD_BYTES_MAX
 
@@ -56,9 +58,24 @@ _raw_encoder = msgspec.msgpack.Encoder()
 class Outbox:
     """The durable outbox and the own chain of one space. The caller opens the transactions marked "inside"."""
 
-    __slots__ = ("_clock", "_device", "_keyring", "_last_sent", "_sealer", "_store", "chain", "is_behind", "is_open")
+    __slots__ = (
+        "_clock",
+        "_device",
+        "_keyring",
+        "_last_sent",
+        "_sealer",
+        "_store",
+        "_wear_limits",
+        "_wear_told",
+        "_worn_out",
+        "chain",
+        "is_behind",
+        "is_open",
+    )
 
-    def __init__(self, store: ReplicaStore, keyring: Keyring, sealer: Sealer) -> None:
+    def __init__(
+        self, store: ReplicaStore, keyring: Keyring, sealer: Sealer, wear_limits: WearLimits = DEFAULT_WEAR
+    ) -> None:
         self._store = store
         self._keyring = keyring
         self._sealer = sealer
@@ -66,6 +83,9 @@ class Outbox:
         self.chain: OwnChain = load_chain(store)
         self._clock = HybridClock(self.chain.clock)
         self._last_sent = Counter(0)
+        self._wear_limits = wear_limits
+        self._worn_out = Epoch(0)
+        self._wear_told: RotationWanted | None = None
         self.is_open = False
         """Whether a connection takes pushes now, and envelopes may be sealed for it."""
         self.is_behind = False
@@ -96,7 +116,7 @@ class Outbox:
             if len(payload) > PAYLOAD_BYTES_MAX:
                 raise DocumentTooLargeError(f"a batch of {len(payload)} bytes")
             # A write must not overtake an earlier one that waits unsealed.
-            is_next = self._has_room and not self._store.unsealed_count()
+            is_next = self._has_room and not self._store.unsealed_count() and self.may_seal([payload])
             chain = self._with_clock(self.chain)
             token = self._store.add_write(payload, keys, Counter(chain.counter + 1) if is_next else UNSEALED)
             shown = work.flush(is_write=True)
@@ -134,13 +154,47 @@ class Outbox:
     def _freeze(self, kind: Kind, payload: bytes, tokens: Sequence[int], chain: OwnChain) -> OwnChain:
         """Seal a payload as the chain's next envelope and store it; return the chain after it."""
         keys = self._keyring.newest_keys()
+        wear = chain.wear.under(keys.epoch)
+        if not wear.fits([len(payload)], self._wear_limits):
+            raise KeyWornOutError(f"epoch {keys.epoch}")
         counter = Counter(chain.counter + 1)
         envelope = self._sealer.seal(kind, payload, keys, counter, chain.id, self._keyring.log.head_prefix)
         self._store.freeze(OwnEnvelope(counter, envelope.id, kind, envelope.data), tokens)
-        return OwnChain(counter, envelope.id, chain.clock)
+        return OwnChain(counter, envelope.id, chain.clock, wear.after(len(payload)))
+
+    def may_seal(self, payloads: Sequence[bytes], wear: Wear | None = None) -> bool:
+        """Tell whether the device's key of this epoch bears these seals too; what does not fit waits for the next.
+
+        Args:
+            payloads: what is to be sealed.
+            wear: what the key has borne, if some was sealed that is not part of `chain` yet.
+        """
+        epoch = self._keyring.log.epoch
+        fits = (wear or self.chain.wear).under(epoch).fits(map(len, payloads), self._wear_limits)
+        if not fits:
+            self._worn_out = epoch
+        return fits
+
+    @property
+    def is_worn_out(self) -> bool:
+        """Whether something waits because the device's key of this epoch may seal no more."""
+        return bool(self._worn_out) and self._worn_out == self._keyring.log.epoch
+
+    @property
+    def wants_rotation(self) -> bool:
+        """Whether the device's key of this epoch has borne half of what it may, so that a new epoch is due."""
+        return self.is_worn_out or self.chain.wear.under(self._keyring.log.epoch).is_half(self._wear_limits)
+
+    def rotation_news(self) -> list[RotationWanted]:
+        """Return what has changed of that since the last call."""
+        wanted = RotationWanted(self._keyring.log.epoch, self.is_worn_out) if self.wants_rotation else None
+        if wanted is None or wanted == self._wear_told:
+            return []
+        self._wear_told = wanted
+        return [wanted]
 
     def _with_clock(self, chain: OwnChain) -> OwnChain:
-        return OwnChain(chain.counter, chain.id, self._clock.latest)
+        return OwnChain(chain.counter, chain.id, self._clock.latest, chain.wear)
 
     def freeze_snapshots(self, payloads: Iterable[bytes]) -> Counter:
         """Seal snapshots and freeze them, inside a transaction of the caller's; return the last counter."""
@@ -164,6 +218,8 @@ class Outbox:
                 if not writes:
                     break
                 payload, joined = _join(writes)
+                if not self.may_seal([payload], chain.wear):
+                    break
                 chain = self._freeze(Kind.CHANGE, payload, [write.token for write in joined], chain)
                 sealed_bytes += len(payload)
             save_chain(self._store, chain)
@@ -284,7 +340,7 @@ class Outbox:
 
     def adopt(self, counter: Counter, identifier: EnvelopeId) -> None:
         """Go on from another head of the own chain."""
-        self.chain = OwnChain(counter, identifier, self._clock.latest)
+        self.chain = OwnChain(counter, identifier, self._clock.latest, self.chain.wear)
         save_chain(self._store, self.chain)
         self.resend_after(counter)
 

@@ -40,6 +40,7 @@ from twinlock.replica.outbox import Outbox
 from twinlock.replica.rebase import is_read
 from twinlock.replica.store import QuarantinedEnvelope, RefusedWrite, ReplicaStore, decode_value
 from twinlock.replica.upkeep import DEFAULT_UPKEEP, Upkeep, UpkeepSettings
+from twinlock.replica.wear import DEFAULT_WEAR, WearLimits
 from twinlock.sealing.cipher import Sealer
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.sealing.suite import Entropy
@@ -83,10 +84,11 @@ class Replica:
         store: ReplicaStore,
         entropy: Entropy,
         upkeep: UpkeepSettings = DEFAULT_UPKEEP,
+        wear: WearLimits = DEFAULT_WEAR,
     ) -> None:
         self._keyring = keyring
         self._store = store
-        self._outbox = Outbox(store, keyring, Sealer(device_keys, entropy))
+        self._outbox = Outbox(store, keyring, Sealer(device_keys, entropy), wear)
         self._inbox = Inbox(store, keyring, self._outbox)
         self._upkeep = Upkeep(store, keyring, self._outbox, self._inbox, entropy, upkeep)
         self._live = LiveQueries()
@@ -449,13 +451,18 @@ class Replica:
 
     def take_events(self) -> list[ReplicaEvent]:
         """Return what happened since the last call."""
-        events, self._events = self._events, []
+        events, self._events = [*self._events, *self._outbox.rotation_news()], []
         return events
 
     @property
     def pending_count(self) -> int:
         """Writes that the server has not confirmed."""
         return self._store.pending_count()
+
+    @property
+    def rotation_wanted(self) -> bool:
+        """Whether this device's key of the newest epoch has borne half of what it may."""
+        return self._outbox.wants_rotation
 
     @property
     def syncing(self) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 from twinlock.ids import NO_ENVELOPE, Counter, DeviceId, EnvelopeId, Epoch, Incarnation, Seq
 from twinlock.protocol.clock import Hlc
 from twinlock.replica.store import ReplicaStore
+from twinlock.replica.wear import Wear
 
 _PLACE = "place"
 _CHAIN = "chain"
@@ -33,11 +34,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class OwnChain(msgspec.Struct, frozen=True):
-    """The newest envelope this device has sealed, and the newest stamp it has given or seen."""
+    """The newest envelope this device has sealed, the newest stamp it has given or seen, and what its key has borne."""
 
     counter: Counter = Counter(0)
     id: EnvelopeId = NO_ENVELOPE
     clock: Hlc = Hlc(0)
+    wear: Wear = Wear()
 
 
 _encoder = msgspec.msgpack.Encoder()

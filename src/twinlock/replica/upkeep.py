@@ -122,9 +122,13 @@ class Upkeep:
             self._snapshots_seen = self._inbox.foreign_snapshots_count
             self._begin_ms = now_ms + self._settings.jitter_ms_max + self._jitter_ms()
             self._is_told = False
-        if now_ms < self._begin_ms or not self._outbox.is_open or not self._keyring.can_seal:
+        if now_ms < self._begin_ms or not self._may_seal:
             return False
         return self._begin()
+
+    @property
+    def _may_seal(self) -> bool:
+        return self._outbox.is_open and self._keyring.can_seal and not self._outbox.is_worn_out
 
     def _is_wanted(self, now_ms: int) -> bool:
         role = self._keyring.log.role_of(self._keyring.account)
@@ -180,6 +184,10 @@ class Upkeep:
         if is_cut and not self._goal:
             self._goal = as_of
         payloads = snapshot_payloads(documents, as_of, self._inbox.heads, self._inbox.place.incarnation)
+        if not self._outbox.may_seal(payloads):
+            # The next epoch brings a new key, and with it this round of packing anew.
+            self._begin_ms = NEVER_MS
+            return
         with self._store.transaction(durable=True):
             last = self._outbox.freeze_snapshots(payloads)
         self._pack = _Pack(last, as_of, is_cut)

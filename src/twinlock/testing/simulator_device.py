@@ -12,12 +12,13 @@ from twinlock.protocol.client import ClientIdentity, ClientSession, Welcomed
 from twinlock.protocol.frames import Ack, Attached, Entries, Reject
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.replica.batch import Batch
-from twinlock.replica.events import CutWanted, LogsWanted, WritesConfirmed, WritesRefused
+from twinlock.replica.events import CutWanted, LogsWanted, RotationWanted, WritesConfirmed, WritesRefused
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.live import LiveQuery
 from twinlock.replica.locked import LockedOutbox, open_records
 from twinlock.replica.replica import Replica
 from twinlock.replica.upkeep import UpkeepSettings
+from twinlock.replica.wear import DEFAULT_WEAR
 from twinlock.sealing.identity import AccountKeys, DeviceKeys
 from twinlock.sealing.suite import Entropy, MemberKey, ServiceKey, StoreKey
 from twinlock.server.sequencer import Author
@@ -60,6 +61,8 @@ class SimulatedDevice:
         self._store_key = StoreKey.make(entropy)
         self.confirmed: set[int] = set()
         self.refused: list[WritesRefused] = []
+        self.rotations_wanted: list[RotationWanted] = []
+        self.wear = DEFAULT_WEAR
         self.keyring = self._make_keyring(0)
         self.replica: Replica | None = self._make_replica()
 
@@ -78,7 +81,7 @@ class SimulatedDevice:
                 keyring.install_service_key(epoch, service_key, now_ms + LEASE_MS, now_ms)
 
     def _make_replica(self) -> Replica:
-        return Replica(self.keyring, self.keys, self.store, self._entropy, UPKEEP)
+        return Replica(self.keyring, self.keys, self.store, self._entropy, UPKEEP, self.wear)
 
     def learn(self, true_ms: int) -> None:
         """Fetch logs and leases, as the shell does when it is told to."""
@@ -221,6 +224,8 @@ class SimulatedDevice:
                     self.confirmed.update(tokens)
                 case WritesRefused():
                     self.refused.append(event)
+                case RotationWanted():
+                    self.rotations_wanted.append(event)
                 case LogsWanted():
                     self.learn(true_ms)
                 case CutWanted(params=params) if server is not None:
