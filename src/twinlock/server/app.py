@@ -10,7 +10,6 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import structlog
 import uvloop
@@ -147,9 +146,8 @@ class Server:
                 for server in web.servers:
                     server.close()
                 await drain(sync, services)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LAST_VISITS_S):
-                        await _write_visits(services)
+                last_visits = services.tasks.spawn(_write_visits(services), "note the last visits")
+                await asyncio.wait({last_visits}, timeout=LAST_VISITS_S)
                 web.should_exit = True
                 await turning
                 await web.shutdown(sockets=[listener])
