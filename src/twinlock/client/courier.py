@@ -387,9 +387,14 @@ class Courier(Peer):
         self._chores.add(f"logs {runtime.space.hex()}", lambda: self._read_logs(runtime))
 
     async def _read_logs(self, runtime: SpaceRuntime) -> None:
-        unknown = runtime.of_unknown_heads()
-        if await self._logs.read(runtime):
-            self.log_changed(runtime)
+        unknown, seq = runtime.of_unknown_heads(), runtime.keyring.log.seq
+        is_new = False
+        try:
+            is_new = await self._logs.read(runtime)
+        finally:
+            # What was read is acted on even if what belongs to it could not be fetched, or if a crash came in between.
+            if is_new or runtime.keyring.log.seq != seq or self._is_over(runtime):
+                self.log_changed(runtime)
         if runtime.end is None:
             self._leases.renew(runtime)
         self._connection.wake()
@@ -406,6 +411,9 @@ class Courier(Peer):
         self._leases.renew(runtime)
         self._show_locked()
         self._connection.wake()
+
+    def _is_over(self, runtime: SpaceRuntime) -> bool:
+        return reason_of_end(runtime.keyring.log, runtime.keyring.account) is not None
 
     def _end_if_over(self, runtime: SpaceRuntime) -> bool:
         """Forget a space if its signed log says that this account has no part in it any more."""

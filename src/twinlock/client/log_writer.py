@@ -73,9 +73,12 @@ class LogWriter:
             TwinlockError: what `prepare` or the server refuses.
         """
         self._sudo.keys()
-        async with runtime.log_turn:
-            await self._write_in_turn(runtime, prepare)
-        self._courier.log_changed(runtime)
+        try:
+            async with runtime.log_turn:
+                await self._write_in_turn(runtime, prepare)
+        finally:
+            # What was read on the way is acted on, whatever became of the write.
+            self._courier.log_changed(runtime)
 
     async def freshen(self, runtime: SpaceRuntime) -> None:
         """Bring a space's log up to date, if there is a connection."""
