@@ -42,12 +42,15 @@ def pair(
     url: Address,
     profile: ProfileFolder = None,
     name: Annotated[str | None, typer.Option("--name", help="What to call this device.")] = None,
+    password: Annotated[
+        str | None, typer.Option("--password", envvar=PASSWORD_VARIABLE, help="What is to unlock this device.")
+    ] = None,
 ) -> None:
     """Add this device to an account, by the approval of one of its other devices: [bold]twinlock pair wss://…[/].
 
     It shows a code and a QR code, waits, and then asks you to compare 60 digits.
     """
-    run(_pair(url, profile, name))
+    run(_pair(url, profile, name, password))
 
 
 @device.command("list")
@@ -99,7 +102,7 @@ def new_kit(
     run(_new_kit(password, qr, profile))
 
 
-async def _pair(url: str, profile: Path | None, name: str | None) -> None:
+async def _pair(url: str, profile: Path | None, name: str | None, password: str | None) -> None:
     import twinlock
 
     async with await twinlock.pair_device(url, profile, device_name=name) as request:
@@ -112,13 +115,9 @@ async def _pair(url: str, profile: Path | None, name: str | None) -> None:
         if not typer.confirm("\nDo both screens show the same digits?", err=True):
             people.print("[yellow]rejected[/]; on the other device, revoke what it has just added")
             raise typer.Exit(1)
-        password = typer.prompt(
-            "A password to unlock this device with (empty: none)",
-            default="",
-            hide_input=True,
-            show_default=False,
-            err=True,
-        )
+        if password is None:
+            text = "A password to unlock this device (empty: none)"
+            password = typer.prompt(text, default="", hide_input=True, show_default=False, err=True)
         async with await request.confirm(password or None):
             people.print("[green]paired[/]")
 
