@@ -6,10 +6,17 @@ import pytest
 
 from tests.openbao_kit import OpenBao
 from twinlock.errors import KeyServiceError, StoreError
+from twinlock.keyservice import LocalKeyService
+from twinlock.keyservice.backup import back_up, restore
+from twinlock.keyservice.drill import drill
 from twinlock.keyservice.openbao_client import OpenBaoClient
 from twinlock.keyservice.wrapper_openbao import OpenBaoKeyWrapper
+from twinlock.keyservice.wrappers import open_wrapper
 from twinlock.testing.contracts import KeyWrapperContract
 from twinlock.testing.contracts.key_wrapper import SECRET, context
+from twinlock.testing.contracts.keys import lease
+from twinlock.testing.contracts.keys import opened as opened_space
+from twinlock.testing.contracts.members import NOW_MS
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +230,76 @@ class TestAddress:
     def test_settings_that_cannot_be_used_are_named(self, bao, changed, told):
         with pytest.raises(StoreError, match=told):
             opened(bao.settings(**changed))
+
+
+class TestKeyService:
+    """A whole key service whose root key is in OpenBao."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return tmp_path / "keyservice"
+
+    @pytest.fixture
+    async def keys(self, folder, settings):
+        keys = LocalKeyService.open(folder, settings)
+        yield keys
+        await keys.close()
+
+    async def test_leases_survive_rotation_destruction_and_a_restart(self, keys, folder, settings):
+        space = await opened_space(keys, epochs=3)
+        pending, _ = await space.pend(keys)
+        assert await keys.rotate_root_key() == 4
+        await keys.destroy_root_key_version(1)
+        await keys.close()
+        again = LocalKeyService.open(folder, settings)
+
+        await again.append_log(space.log, len(space.entries), [space.epoch_entry(pending)])
+        assert len((await lease(again, space.owner, space.id, 1, 2, 3, 4)).grants) == 4
+        assert (await again.verify_ledger()).intact
+        assert not (folder / "root.key").exists()
+        await again.close()
+
+    async def test_while_openbao_is_away_nothing_is_released_and_nothing_breaks(self, bao, keys):
+        space = await opened_space(keys)
+        bao.seal()
+        try:
+            with pytest.raises(KeyServiceError, match="sealed"):
+                await lease(keys, space.owner, space.id, 1)
+            with pytest.raises(KeyServiceError, match="sealed"):
+                await space.pend(keys)
+            with pytest.raises(KeyServiceError, match="sealed"):
+                await keys.rotate_root_key()
+            with pytest.raises(KeyServiceError, match="sealed"):
+                LocalKeyService.open(bao.folder / "fresh", bao.settings())
+        finally:
+            bao.unseal()
+
+        assert len((await lease(keys, space.owner, space.id, 1)).grants) == 1
+        report = await keys.verify_ledger()
+        assert (report.records_count, report.intact) == (2, True)
+
+    async def test_the_database_of_another_key_is_refused(self, bao, keys, folder):
+        await keys.close()
+        other = bao.settings()
+        opened(other).close()
+
+        with pytest.raises(StoreError, match="another root key"):
+            LocalKeyService.open(folder, other)
+        with pytest.raises(StoreError, match="lost"):
+            LocalKeyService.open(folder, bao.settings())
+
+    async def test_a_backup_comes_back_with_the_key_where_it_is(self, keys, folder, settings, tmp_path):
+        space, shredded = await opened_space(keys, epochs=2), await opened_space(keys)
+        back_up(folder, tmp_path / "backup", NOW_MS)
+        await shredded.shred(keys)
+        wrapper = open_wrapper(settings, tmp_path, is_new=False)
+
+        report = await drill(tmp_path / "backup", wrapper, folder / "denied.txt", settings)
+        assert (report.problems, report.keys_count, report.purged_count) == ([], 2, 1)
+        await restore(tmp_path / "backup", tmp_path / "to", wrapper, folder / "denied.txt", settings)
+        again = LocalKeyService.open(tmp_path / "to", settings)
+
+        assert len((await lease(again, space.owner, space.id, 1, 2)).grants) == 2
+        assert not (tmp_path / "to" / "root.key").exists()
+        await again.close()
+        wrapper.close()

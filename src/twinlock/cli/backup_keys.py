@@ -50,15 +50,15 @@ def split(
     """
     need_server_parts()
     with settings_shown(), errors_shown():
-        from twinlock.keyservice.backup import reading
-        from twinlock.keyservice.database import meta
+        from twinlock.keyservice.database import meta, reading
+        from twinlock.keyservice.service import DATABASE_NAME
         from twinlock.keyservice.split import prepare_split
         from twinlock.keyservice.wrapper_file import FileKeyWrapper
         from twinlock.keyservice.wrappers import open_wrapper
 
         settings = read_key_settings(config, data=data)
         folder = Path(settings.data)
-        with reading(folder) as connection:
+        with reading(folder / DATABASE_NAME) as connection:
             keyservice_id = meta(connection, "keyservice_id")
         wrapper = open_wrapper(settings.custody, folder, is_new=False)
         if not isinstance(wrapper, FileKeyWrapper):

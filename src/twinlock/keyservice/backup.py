@@ -17,7 +17,7 @@ import msgspec
 
 from twinlock.errors import StoreError
 from twinlock.keyservice import root_backup
-from twinlock.keyservice.database import SCHEMA_VERSION, meta
+from twinlock.keyservice.database import meta, reading
 from twinlock.keyservice.deny_list import DenyList
 from twinlock.keyservice.ledger import LedgerReport
 from twinlock.keyservice.private_file import sync_folder, write_new
@@ -112,7 +112,7 @@ async def restore_database(
         ledger = await keys.verify_ledger()
     finally:
         await keys.close()
-    with reading(to) as connection:
+    with reading(to / DATABASE_NAME) as connection:
         (left,) = connection.execute("SELECT count(*) FROM keys").fetchone()
         (denied,) = connection.execute("SELECT count(*) FROM denied").fetchone()
     return Restored(manifest, _missing(manifest, present), denied, present.keys_count - left, ledger)
@@ -135,32 +135,11 @@ def read_manifest(backup: Path) -> Manifest:
     return manifest
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database of a key service or of a backup for reading, as it is at this moment.
-
-    Raises:
-        StoreError: there is none, or it is damaged or of another version.
-    """
-    path = folder / DATABASE_NAME
-    if not path.exists():
-        raise StoreError(f"there is no key service and no backup of one in {folder.name}")
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if not 0 < version <= SCHEMA_VERSION:
-                raise StoreError(f"{path.name} is of another version, or no key service's")
-            database.execute("BEGIN")
-            yield database
-    except sqlite3.Error as exc:
-        raise StoreError(f"{path.name}: {exc}") from exc
-
-
 def _copy_database(folder: Path, to: Path, now_ms: int) -> Manifest:
     path = to / DATABASE_NAME
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        with reading(folder) as source, closing(sqlite3.connect(path, isolation_level=None)) as target:
+        with reading(folder / DATABASE_NAME) as source, closing(sqlite3.connect(path, isolation_level=None)) as target:
             source.backup(target)
             # One file, with nothing beside it that could be left behind.
             target.execute("PRAGMA journal_mode = DELETE")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
@@ -93,6 +95,26 @@ def open_database(path: Path) -> Opened:
     except UpdateNeededError:
         connection.close()
         raise
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database or a backup of one for reading, as it is at this moment, whoever writes meanwhile.
+
+    Raises:
+        StoreError: there is none, or it is damaged or of another version.
+    """
+    if not path.exists():
+        raise StoreError(f"there is no key service in {path.parent.name}, nor a backup of one")
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if not 0 < version <= SCHEMA_VERSION:
+                raise StoreError(f"{path.name} is of another version, or no key service's")
+            database.execute("BEGIN")
+            yield database
+    except sqlite3.Error as exc:
+        raise StoreError(f"{path.name}: {exc}") from exc
 
 
 def meta(connection: sqlite3.Connection, name: str) -> bytes:

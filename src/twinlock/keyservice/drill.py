@@ -16,9 +16,10 @@ import msgspec
 
 from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import ID_BYTES, Epoch, LogId, SpaceId
-from twinlock.keyservice.backup import Manifest, Restored, reading, restore_database
-from twinlock.keyservice.database import meta
+from twinlock.keyservice.backup import Manifest, Restored, restore_database
+from twinlock.keyservice.database import meta, reading
 from twinlock.keyservice.logs import SignedLogs
+from twinlock.keyservice.service import DATABASE_NAME
 from twinlock.keyservice.settings import KeyServiceSettings
 from twinlock.keyservice.wrapper import KeyWrapper, service_key_context
 from twinlock.protocol.proofs import b_commit
@@ -72,7 +73,7 @@ async def drill(backup: Path, wrapper: KeyWrapper, deny_list: Path | None, setti
     with tempfile.TemporaryDirectory(prefix="twinlock-drill-") as scratch:
         folder = Path(scratch)
         restored = await restore_database(backup, folder, wrapper, deny_list, settings)
-        with reading(folder) as connection:
+        with reading(folder / DATABASE_NAME) as connection:
             checks = _Checks(connection, wrapper)
             checks.run(restored)
     return DrillReport(

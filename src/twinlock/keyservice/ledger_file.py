@@ -5,13 +5,12 @@ from __future__ import annotations
 import hmac
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import msgspec
 
 from twinlock.errors import LedgerBrokenError, StoreError
-from twinlock.keyservice.database import SCHEMA_VERSION, meta
+from twinlock.keyservice.database import meta, reading
 from twinlock.keyservice.ledger import Ledger, LedgerRecord, LedgerReport
 from twinlock.keyservice.root_keys import read_ledger_key
 from twinlock.keyservice.service import DATABASE_NAME
@@ -59,7 +58,7 @@ def read_records(folder: Path, wanted: Wanted) -> Iterator[NumberedRecord]:
     Raises:
         StoreError: there is no key service in the folder, or a record cannot be read.
     """
-    with _reading(folder) as connection:
+    with reading(folder / DATABASE_NAME) as connection:
         rows = connection.execute("SELECT n, CAST(record AS BLOB) FROM ledger ORDER BY n")
         while page := rows.fetchmany(_PAGE_RECORDS):
             for number, data in page:
@@ -79,7 +78,7 @@ def verify_ledger(folder: Path, settings: KeyServiceSettings, expected_head: byt
         StoreError: there is no key service in the folder, or its root key cannot be used.
         KeyServiceError: what holds the root key does not answer.
     """
-    with _reading(folder) as connection:
+    with reading(folder / DATABASE_NAME) as connection:
         # The wrapper is opened for what exists: it makes nothing and changes nothing.
         wrapper = open_wrapper(settings, folder, is_new=False)
         try:
@@ -104,20 +103,3 @@ def _place_of(connection: sqlite3.Connection, head: bytes) -> int:
         if hmac.compare_digest(chained, head):
             return int(number)
     raise LedgerBrokenError("the head that was noted is not among its records: an older ledger was put back")
-
-
-@contextmanager
-def _reading(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Open the database for reading, as it is at this moment, whoever writes meanwhile."""
-    path = folder / DATABASE_NAME
-    if not path.exists():
-        raise StoreError(f"there is no key service in {folder.name}")
-    try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version > SCHEMA_VERSION or version == 0:
-                raise StoreError(f"{path.name} is of another version, or no key service's")
-            database.execute("BEGIN")
-            yield database
-    except sqlite3.Error as exc:
-        raise StoreError(f"{path.name}: {exc}") from exc

@@ -48,6 +48,7 @@ class LocalKeyService(KeyService):
         "_lock",
         "_logs",
         "_now_ms",
+        "_own_wrapper",
         "_root_keys",
         "_settings",
         "_worker",
@@ -66,13 +67,17 @@ class LocalKeyService(KeyService):
         self._settings = settings
         self._now_ms = now_ms
         self._is_tending = False
+        # One that was given is its giver's to close.
+        self._own_wrapper: KeyWrapper | None = None
         opened = open_database(folder / DATABASE_NAME)
         self._connection = connection = opened.connection
         try:
             is_new = opened.before == 0
             may_make_list = opened.before < SCHEMA_VERSION
             denied = DenyList(Path(settings.deny_list_file or folder / DENY_LIST_NAME), may_make=may_make_list)
-            self._wrapper = wrapper or open_wrapper(settings, folder, is_new)
+            if wrapper is None:
+                wrapper = self._own_wrapper = open_wrapper(settings, folder, is_new)
+            self._wrapper = wrapper
             identity = meta(connection, "keyservice_id")
             ledger_key = (make_ledger_key if is_new else read_ledger_key)(connection, self._wrapper, identity)
             self._ledger = Ledger(connection, ledger_key)
@@ -88,6 +93,8 @@ class LocalKeyService(KeyService):
             connection.execute("COMMIT")
         except BaseException:
             connection.close()
+            if self._own_wrapper is not None:
+                self._own_wrapper.close()
             raise
         self._worker = Worker(connection, self._forget)
 
@@ -101,8 +108,9 @@ class LocalKeyService(KeyService):
     ) -> LocalKeyService:
         """Open or create a key service, with the given wrapper or the one that the settings name.
 
-        Keys of denied spaces that a restored backup brought back are deleted before this returns. `now_ms` is the
-        clock of what nobody asked for, such as the record of a denial.
+        A wrapper that is given stays open when the service closes. Keys of denied spaces that a restored backup brought
+        back are deleted before this returns. `now_ms` is the clock of what nobody asked for, such as the record of a
+        denial.
 
         Raises:
             StoreError: the folder cannot be used, another process has it, the deny list is missing, or the root key
@@ -201,7 +209,8 @@ class LocalKeyService(KeyService):
             return
         lock, self._lock = self._lock, -1
         await self._worker.close()
-        self._wrapper.close()
+        if self._own_wrapper is not None:
+            self._own_wrapper.close()
         os.close(lock)
 
     async def _rewrap(self, now_ms: int) -> int:

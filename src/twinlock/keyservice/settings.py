@@ -32,7 +32,7 @@ class KeyServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
         openbao_url: the address of OpenBao, such as `https://bao.example.org:8200`.
         openbao_mount: where its Transit engine is mounted.
         openbao_key: the name of the Transit key.
-        openbao_token_file: a file (0600) that holds the token.
+        openbao_token_file: a file (0600) that holds the token; `BAO_TOKEN` of the environment if none is named.
         openbao_ca_file: the certificates that OpenBao's own is checked against; the system's by default.
         openbao_timeout_ms: how long an answer of OpenBao may take.
     """
@@ -59,8 +59,8 @@ class KeyServiceSettings(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.wrapper not in (FILE_WRAPPER, OPENBAO_WRAPPER):
             raise SettingsError(f"wrapper {self.wrapper!r} is not known: {FILE_WRAPPER!r} or {OPENBAO_WRAPPER!r}")
-        if self.wrapper == OPENBAO_WRAPPER and not (self.openbao_url and self.openbao_token_file):
-            raise SettingsError("wrapper openbao needs openbao_url and openbao_token_file")
+        if self.wrapper == OPENBAO_WRAPPER and not self.openbao_url:
+            raise SettingsError("wrapper openbao needs openbao_url")
         if self.requests_burst < 1 or self.requests_per_second <= 0:
             raise SettingsError("requests_burst and requests_per_second must be above 0")
         if self.root_rotation_days < 0 or self.backup_days < 0:
