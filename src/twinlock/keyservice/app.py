@@ -53,12 +53,18 @@ class KeyServiceProcess:
         self._stop_asked = asyncio.Event()
         self._root: asyncio.Task[None] | None = None
         self._is_serving = False
+        self._door: NodeDoor | None = None
 
     @property
     def url(self) -> str:
         """Return the address that nodes call."""
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         return f"{'https' if self.settings.tls_certificate else 'http'}://{host}:{self.port}"
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests of nodes are read or worked on."""
+        return self._door.in_flight if self._door else 0
 
     async def start(self) -> None:
         """Open the folder and listen; on return nodes are answered.
@@ -117,7 +123,7 @@ class KeyServiceProcess:
         self.service_pk = gate.service_pk
         self._metrics.watch_waiting(lambda: keys.waiting_count)
         dispatcher = BatchDispatcher(keys, self._metrics, self._now_ms)
-        door = NodeDoor(gate, dispatcher, self._metrics, self.settings.in_flight_max)
+        self._door = door = NodeDoor(gate, dispatcher, self._metrics, self.settings.in_flight_max)
         web = web_server(build_http(door, self._metrics, lambda: self._is_serving), tls)
         try:
             async with asyncio.TaskGroup() as group:

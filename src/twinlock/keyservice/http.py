@@ -55,6 +55,11 @@ class NodeDoor:
         self._in_flight = 0
         self._in_flight_max = in_flight_max
 
+    @property
+    def in_flight(self) -> int:
+        """How many requests are read or worked on."""
+        return self._in_flight
+
     async def answer(self, request: Asked) -> Response[bytes]:
         """Answer a request; also a refusal is signed where it is plain what it refuses."""
         header = request.headers.get(REQUEST_HEADER, "")

@@ -56,7 +56,7 @@ WAITING_MAX = 10_000
 
 WAITING_BYTES_MAX = 64 << 20
 CONNECT_TIMEOUT_S = 2.0
-ANSWER_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 10.0
 REST_MS_MIN = 500
 REST_MS_MAX = 15_000
 """How long nothing is tried after a failure: it doubles from the first to the second while failures go on."""

@@ -42,9 +42,9 @@ async def registered(keys: KeyService) -> Person:
     return person
 
 
-async def opened(keys: KeyService, epochs: int = 1) -> OwnedSpace:
+async def opened(keys: KeyService, epochs: int = 1, now_ms: int = NOW_MS) -> OwnedSpace:
     """Return a new space with some epochs."""
-    space = OwnedSpace(await registered(keys))
+    space = OwnedSpace(await registered(keys), now_ms)
     for _ in range(epochs):
         await space.open_epoch(keys)
     return space

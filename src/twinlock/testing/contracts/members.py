@@ -92,10 +92,11 @@ class Person:
 
 
 class OwnedSpace:
-    """A space of one owner, epoch by epoch, as far as this side has made it."""
+    """A space of one owner, epoch by epoch, as far as this side has made it; `now_ms` is when its owner asks."""
 
-    def __init__(self, owner: Person) -> None:
+    def __init__(self, owner: Person, now_ms: int = NOW_MS) -> None:
         self.owner = owner
+        self.now_ms = now_ms
         self.entries = [space_genesis(owner.keys, 0, os.urandom)]
         self.epochs: dict[int, EpochKeys] = {}
 
@@ -116,13 +117,13 @@ class OwnedSpace:
 
     def request(self, epoch: int) -> CreatePending:
         """Ask for the service key of an epoch as the owner does."""
-        return self.owner.pending_request(self.id, epoch, self.entries[0] if epoch == 1 else None)
+        return self.owner.pending_request(self.id, epoch, self.entries[0] if epoch == 1 else None, self.now_ms)
 
-    async def pend(self, keys: KeyService, now_ms: int = NOW_MS) -> tuple[EpochKeys, CreatePendingResult]:
+    async def pend(self, keys: KeyService) -> tuple[EpochKeys, CreatePendingResult]:
         """Have the key of the next epoch made, and join it with a member key."""
         epoch = self.state.epoch + 1
         request = self.request(epoch)
-        result = await keys.create_pending(self.owner.asking(now_ms), request)
+        result = await keys.create_pending(self.owner.asking(self.now_ms), request)
         service_key = ServiceKey(self.owner.open(self.id, result.grant, request.nonce))
         return make_epoch(self.id, Epoch(epoch), service_key, os.urandom), result
 

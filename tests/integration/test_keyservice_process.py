@@ -1,0 +1,521 @@
+"""The key service as a process of its own: a server that uses it, strangers, floods, and days without it."""
+
+import asyncio
+import os
+import time
+
+import httpx
+import msgspec
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from typer.testing import CliRunner
+
+from tests.client_kit import PASSWORD, World, until, values
+from tests.openbao_kit import write_certificate
+from twinlock.cli.commands import commands
+from twinlock.errors import (
+    KeyServiceError,
+    LeaseRefusedError,
+    NodeRefusedError,
+    OverloadedError,
+    StoreError,
+    TwinlockError,
+)
+from twinlock.keyservice.app import KeyServiceProcess
+from twinlock.keyservice.calls import REQUEST_BYTES_MAX, Answer
+from twinlock.keyservice.key_files import NODE_KEY_NAME, open_signing_key, public_key_text
+from twinlock.keyservice.node_auth import ANSWER_HEADER, NO_LIFE, REQUEST_HEADER, NodeIdentity
+from twinlock.keyservice.remote import RemoteKeyService
+from twinlock.keyservice.service import wall_clock_ms
+from twinlock.keyservice.settings import ProcessSettings
+from twinlock.protocol.frames import Leases
+from twinlock.protocol.space_log import Role
+from twinlock.sealing.space_entries import config_lease_entry
+from twinlock.server import Server, Settings
+from twinlock.testing.contracts.keys import lease, opened, registered
+from twinlock.testing.keyservice_process import KeyServiceChild
+
+
+class Node:
+    """A server's key, and ways to a key service."""
+
+    def __init__(self) -> None:
+        self.key = Ed25519PrivateKey.generate()
+        self.public_key = public_key_text(self.key)
+
+    def identity(self, service_pk: bytes) -> NodeIdentity:
+        return NodeIdentity(self.key, service_pk, os.urandom(16))
+
+    def connect(self, service: KeyServiceChild, **options) -> RemoteKeyService:
+        identity = self.identity(bytes.fromhex(service.public_key))
+        if options:
+            client = httpx.AsyncClient(base_url=service.url, trust_env=False, **options)
+            return RemoteKeyService(client, identity, wall_clock_ms)
+        return RemoteKeyService.connect(service.url, identity, wall_clock_ms)
+
+
+@pytest.fixture(scope="module")
+def node():
+    return Node()
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory, node):
+    """A running key service that knows the node; a process takes a second to start, so it serves all tests here."""
+    with KeyServiceChild(tmp_path_factory.mktemp("shared") / "keyservice", [node.public_key]) as child:
+        yield child
+
+
+@pytest.fixture
+def own_service(tmp_path, node):
+    """One that the test may stop and kill."""
+    with KeyServiceChild(tmp_path / "keyservice", [node.public_key]) as child:
+        yield child
+
+
+@pytest.fixture
+async def keys(service, node):
+    keys = node.connect(service)
+    yield keys
+    await keys.close()
+
+
+@pytest.fixture
+async def own_keys(own_service, node):
+    keys = node.connect(own_service)
+    yield keys
+    await keys.close()
+
+
+def command(*words: str):
+    """Run a command in this process."""
+    return CliRunner().invoke(commands, ["keyservice", *words])
+
+
+async def lease_now(keys, person, space, *epochs):
+    return await lease(keys, person, space, *epochs, now_ms=wall_clock_ms())
+
+
+async def opened_now(keys):
+    """Open a space by this machine's clock, which is also the service's."""
+    return await opened(keys, now_ms=wall_clock_ms())
+
+
+class ApartWorld(World):
+    """A server whose key service is a process of its own, on the keys of the template."""
+
+    def __init__(self, folder, template) -> None:
+        node_key = open_signing_key(folder / "node" / NODE_KEY_NAME)
+        self.keys = KeyServiceChild(folder / "apart", [public_key_text(node_key)])
+        super().__init__(folder, template)
+        # What a server held so far becomes the folder of the key service.
+        (folder / "server" / "keyservice").rename(self.keys.data)
+        (folder / "node" / NODE_KEY_NAME).rename(folder / "server" / NODE_KEY_NAME)
+        self.server = self._server(0)
+
+    def _server(self, port):
+        return Server(
+            Settings(
+                data=str(self.folder / "server"),
+                port=port,
+                log_level="error",
+                drain_ms=200,
+                keyservice_url=self.keys.url,
+                # Before its folder is in place there is no key yet, and no server is started either.
+                keyservice_pk=self.keys.public_key if self.keys.data.exists() else "ab" * 32,
+            )
+        )
+
+
+@pytest.fixture
+async def apart(tmp_path, account_template):
+    """A server with an account and the profiles "a" and "b", and its key service in another process."""
+    world = ApartWorld(tmp_path, account_template)
+    with world.keys:
+        await world.start()
+        yield world
+        await world.close()
+
+
+class TestServing:
+    async def test_devices_work_with_it_and_without_it_for_a_while(self, apart):
+        """The service is killed while they are at work: leases that they have go on, also over a restart of the server."""
+        a, b = await apart.device("a"), await apart.device("b")
+        await a.unlock(PASSWORD)
+        garden = await a.create_space("garden")
+        await (await a.space("home").collection("todos").doc("1").set({"text": "milk"})).durable()
+        await until(lambda: len(b.spaces()) == len(a.spaces()))
+        assert values(await b.space("home").collection("todos").get()) == [{"text": "milk"}]
+
+        apart.keys.kill()
+        await (await garden.collection("plants").doc("1").set({"name": "rose"})).durable()
+        with pytest.raises(KeyServiceError):
+            await a.create_space("cellar")
+        await b.close()
+        b = await apart.device("b")
+        await until(lambda: b.status == "connected")
+        await (await b.space("home").collection("todos").doc("2").set({"text": "bread"})).durable()
+        await a.synced()
+        assert len(await a.space("home").collection("todos").get()) == 2
+
+        await apart.stop()
+        await apart.restart()
+        await until(lambda: a.status == b.status == "connected")
+        await (await a.space("home").collection("todos").doc("3").set({"text": "salt"})).durable()
+
+        apart.keys.start()
+        await until_works(lambda: a.create_space("cellar"))
+
+    async def test_a_server_that_the_key_service_does_not_know_does_not_start(self, tmp_path, service):
+        settings = Settings(data=str(tmp_path), port=0, keyservice_url=service.url, keyservice_pk=service.public_key)
+
+        with pytest.raises(NodeRefusedError, match="named"):
+            await Server(settings).start()
+
+    async def test_keys_of_one_kind_are_never_sought_with_the_other(self, tmp_path):
+        own, url = str(tmp_path / "own"), {"keyservice_url": "http://127.0.0.1:1", "keyservice_pk": "ab" * 32}
+        server = Server(Settings(data=own, port=0))
+        await server.start()
+        await server.stop()
+
+        with pytest.raises(StoreError, match="move it"):
+            await Server(Settings(data=own, port=0, **url)).start()
+
+        apart = str(tmp_path / "apart")
+        server = Server(Settings(data=apart, port=0, **url))
+        await server.start()
+        await server.stop()
+        with pytest.raises(StoreError, match="keyservice_url"):
+            await Server(Settings(data=apart, port=0)).start()
+
+
+async def until_works(call) -> None:
+    """Try again until the key service is tried again."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                return await call()
+            except KeyServiceError as error:
+                await asyncio.sleep(error.retry_after_ms / 1000)
+
+
+class TestProcess:
+    def test_it_tells_its_health_and_what_it_counts(self, service):
+        assert service.get("/healthz")[0] == 200
+        assert service.get("/readyz")[0] == 200
+        status, text = service.get("/metrics")
+        assert status == 200
+        assert b"twinlock_keyservice_in_flight 0.0" in text
+        assert service.get("/calls")[0] == 405
+
+    async def test_it_ends_in_good_order_and_its_log_holds_no_secret(self, own_service, own_keys, node):
+        space = await opened_now(own_keys)
+        leases = await lease_now(own_keys, space.owner, space.id, 1)
+        with pytest.raises(LeaseRefusedError):
+            await lease_now(own_keys, await registered(own_keys), space.id, 1)
+        asked = [asyncio.ensure_future(lease_now(own_keys, space.owner, space.id, 1)) for _ in range(50)]
+        await asyncio.sleep(0.01)
+
+        await asyncio.to_thread(own_service.stop)
+
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        assert {type(answer) for answer in answers} <= {Leases, KeyServiceError}
+        log = own_service.log_path.read_text()
+        assert '"message": "stopped"' in log
+        secrets = [space.epochs[1].service_key.expose(), leases.grants[0].sealed, node.key.private_bytes_raw()]
+        secrets.append((own_service.data / "service.key").read_bytes())
+        assert [secret for secret in secrets if secret.hex() in log or repr(secret) in log] == []
+
+    async def test_what_was_answered_survives_a_kill(self, own_service, own_keys):
+        space = await opened_now(own_keys)
+        refused = await asyncio.to_thread(command, "rotate-root", "--config", str(own_service.config))
+        assert refused.exit_code == 1
+        assert "stop it first" in refused.stderr
+        own_service.kill()
+        with pytest.raises(KeyServiceError) as down:
+            await own_keys.read_log(space.log, 0)
+        assert down.value.retry_after_ms > 0
+        with pytest.raises(KeyServiceError, match="a moment ago"):
+            await own_keys.read_log(space.log, 0)
+
+        rotated = await asyncio.to_thread(command, "rotate-root", "--config", str(own_service.config))
+        own_service.start()
+        await until_works(lambda: own_keys.read_log(space.log, 0))
+
+        assert "1 keys are wrapped" in rotated.stdout
+        assert await own_keys.read_log(space.log, 0) == space.entries
+        assert len((await lease_now(own_keys, space.owner, space.id, 1)).grants) == 1
+
+    async def test_a_long_log_comes_in_pages(self, tmp_path, node, monkeypatch):
+        monkeypatch.setattr("twinlock.keyservice.dispatch.LOG_PAGE_BYTES_MAX", 500)
+        service = KeyServiceProcess(ProcessSettings(data=str(tmp_path / "keys"), port=0, nodes=[node.public_key]))
+        await service.start()
+        keys = RemoteKeyService.connect(service.url, node.identity(service.service_pk), wall_clock_ms)
+        space = await opened_now(keys)
+        for hours in range(8):
+            await space.append(keys, config_lease_entry(space.owner.keys, space.state, hours))
+        posts = counted_posts(monkeypatch)
+
+        assert await keys.read_log(space.log, 0) == space.entries
+        assert len(posts) > 2
+        assert await keys.read_log(space.log, 3) == space.entries[3:]
+        await keys.close()
+        await service.stop()
+
+    @pytest.mark.parametrize(
+        ("line", "told"),
+        [("host = '0.0.0.0'", "tls_certificate"), ("nodes = []", "nodes is missing"), ("wishes = 3", "wishes")],
+    )
+    def test_unsafe_settings_are_wrong_usage(self, tmp_path, node, line, told):
+        config = tmp_path / "keyservice.toml"
+        nodes = "" if "nodes" in line else f'nodes = ["{node.public_key}"]'
+        config.write_text(f"data = '{tmp_path / 'data'}'\n{nodes}\n{line}\n")
+
+        refused = command("--config", str(config))
+
+        assert refused.exit_code == 2
+        assert told in refused.stderr
+
+    def test_both_sides_keys_are_told_by_commands(self, tmp_path, service):
+        data = tmp_path / "server"
+
+        assert command("public-key", "--config", str(service.config)).stdout.strip() == service.public_key
+        told = command("node-key", "--data", str(data)).stdout.strip()
+
+        assert told == public_key_text(open_signing_key(data / NODE_KEY_NAME))
+        assert (data / NODE_KEY_NAME).stat().st_mode & 0o777 == 0o600
+
+    def test_a_folder_without_a_key_service_has_no_root_key_to_rotate(self, tmp_path):
+        assert command("rotate-root", "--data", str(tmp_path)).exit_code == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def counted_posts(monkeypatch) -> list[bytes]:
+    """Return a list that every request's body is added to."""
+    posts = []
+    post = RemoteKeyService._post
+
+    async def counted(self, body):
+        posts.append(body)
+        return await post(self, body)
+
+    monkeypatch.setattr(RemoteKeyService, "_post", counted)
+    return posts
+
+
+class TestStrangers:
+    async def test_a_node_that_is_not_named_gets_nothing(self, service, keys):
+        space = await opened_now(keys)
+        stranger = Node().connect(service)
+
+        with pytest.raises(NodeRefusedError):
+            await stranger.probe()
+        with pytest.raises(KeyServiceError, match="does not take requests of this node"):
+            await stranger.read_log(space.log, 0)
+        await stranger.close()
+
+    async def test_a_captured_request_is_refused_the_second_time(self, service, node):
+        captured = []
+
+        async def capture(request):
+            captured.append((request.headers, await request.aread()))
+
+        keys = node.connect(service, event_hooks={"request": [capture]})
+        await registered(keys)
+        await keys.close()
+
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            for headers, body in captured:
+                answer = await client.post("/calls", content=body, headers=headers)
+                assert answer.status_code in (403, 409)
+
+    @pytest.mark.parametrize("headers", [{}, {REQUEST_HEADER: "?"}, {REQUEST_HEADER: "A" * 5000}])
+    async def test_a_request_without_a_proof_is_refused(self, service, headers):
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            answer = await client.post("/calls", content=b"\x90", headers=headers)
+
+        assert answer.status_code == 403
+        assert ANSWER_HEADER not in answer.headers
+
+    async def test_a_strangers_body_is_not_read(self, service):
+        """However long it says it will be: the answer comes before it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(b"POST /calls HTTP/1.1\r\nhost: keys\r\ncontent-length: 999999999999\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert b"403" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
+    @pytest.mark.parametrize(
+        ("body", "status"),
+        [
+            (b"", 400),
+            (b"\x90", 400),
+            (b"\x91\x91\x09", 400),
+            (b"\xc1", 400),
+            (b"\xdc\xff\xff" + b"\x93\x02\xc4\x00\x00" * 65_535, 400),
+            (bytes(REQUEST_BYTES_MAX + 1), 413),
+        ],
+    )
+    async def test_a_body_that_is_no_batch_is_refused_with_a_signed_answer(self, service, node, body, status):
+        identity = node.identity(bytes.fromhex(service.public_key))
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            life = await life_of(client, identity)
+            request = identity.sign(body, life, wall_clock_ms())
+            answer = await client.post("/calls", content=body, headers={REQUEST_HEADER: request.header})
+
+        assert answer.status_code == status
+        identity.check_answer(request, status, answer.headers[ANSWER_HEADER], answer.content)
+
+    async def test_an_altered_answer_is_not_believed(self, service, node):
+        class Meddler(httpx.AsyncHTTPTransport):
+            """Sits between the two and turns a bit of every answer."""
+
+            async def handle_async_request(self, request):
+                response = await super().handle_async_request(request)
+                data = bytearray(await response.aread())
+                data[-1] ^= 1
+                return httpx.Response(
+                    response.status_code, headers=response.headers, stream=httpx.ByteStream(bytes(data))
+                )
+
+        keys = node.connect(service, transport=Meddler())
+
+        with pytest.raises(KeyServiceError, match="not signed by the key that is pinned"):
+            await keys.read_log(bytes(16), 0)
+        await keys.close()
+
+    async def test_another_service_at_the_address_is_not_believed(self, service, node):
+        identity = node.identity(public_bytes(Ed25519PrivateKey.generate()))
+        keys = RemoteKeyService.connect(service.url, identity, wall_clock_ms)
+
+        with pytest.raises(KeyServiceError, match="not signed"):
+            await keys.probe()
+        await keys.close()
+
+    async def test_tls_is_checked_against_the_authority_that_is_named(self, tmp_path, node):
+        key_file, certificate_file = write_certificate(tmp_path, tmp_path / "authority.pem")
+        other = tmp_path / "other"
+        other.mkdir()
+        write_certificate(other, other / "authority.pem")
+        settings = ProcessSettings(
+            data=str(tmp_path / "keys"),
+            port=0,
+            nodes=[node.public_key],
+            tls_certificate=str(certificate_file),
+            tls_key=str(key_file),
+        )
+        service = KeyServiceProcess(settings)
+        await service.start()
+        for authority, is_taken in ((tmp_path, True), (other, False)):
+            identity = node.identity(service.service_pk)
+            keys = RemoteKeyService.connect(service.url, identity, wall_clock_ms, str(authority / "authority.pem"))
+            if is_taken:
+                await keys.probe()
+            else:
+                with pytest.raises(KeyServiceError, match="CERTIFICATE_VERIFY_FAILED"):
+                    await keys.probe()
+            await keys.close()
+        await service.stop()
+
+
+def public_bytes(key) -> bytes:
+    return key.public_key().public_bytes_raw()
+
+
+async def life_of(client, identity) -> bytes:
+    """Ask the service for its present life, as a node does at its first request."""
+    body = b"\x90"
+    request = identity.sign(body, NO_LIFE, wall_clock_ms())
+    answer = await client.post("/calls", content=body, headers={REQUEST_HEADER: request.header})
+    assert answer.status_code == 409
+    return msgspec.msgpack.decode(answer.content, type=Answer).life
+
+
+class TestLoad:
+    async def test_a_storm_of_leases_is_answered_or_told_when_to_come_back(self, service, keys):
+        """2,000 devices at once."""
+        space, now_ms = await opened_now(keys), wall_clock_ms()
+        people = [space.owner]
+        for _ in range(3):
+            person = await registered(keys)
+            await space.admit(keys, person, Role.READER)
+            people.append(person)
+        requests = [(person, person.lease_request(space.id, 1, time_ms=now_ms)) for person in people * 500]
+
+        outcomes = await asyncio.gather(
+            *(keys.lease(person.asking(now_ms), request) for person, request in requests), return_exceptions=True
+        )
+
+        given = [outcome for outcome in outcomes if isinstance(outcome, Leases)]
+        refused = [outcome for outcome in outcomes if not isinstance(outcome, Leases)]
+        assert len(given) > 1_000
+        assert all(isinstance(error, TwinlockError) and error.retry_after_ms > 0 for error in refused)
+
+    async def test_calls_that_may_wait(self, service, keys, monkeypatch):
+        monkeypatch.setattr("twinlock.keyservice.remote.WAITING_MAX", 100)
+
+        outcomes = await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(1_000)), return_exceptions=True)
+
+        refused = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+        assert len(refused) == 900
+        assert all(error.retry_after_ms for error in refused)
+        assert [outcome for outcome in outcomes if outcome == []] == [[]] * 100
+
+    async def test_one_turn_of_the_loop_is_one_request(self, service, keys, monkeypatch):
+        await keys.probe()
+        posts = counted_posts(monkeypatch)
+
+        await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(60)))
+
+        assert len(posts) == 1
+
+    async def test_requests_over_the_bound_of_the_service_are_asked_to_come_back(self, tmp_path, node):
+        """The bound counts what is read and worked on, whoever sends it."""
+        service = KeyServiceProcess(
+            ProcessSettings(data=str(tmp_path / "keys"), port=0, nodes=[node.public_key], in_flight_max=2)
+        )
+        await service.start()
+        identity = node.identity(service.service_pk)
+        held = []
+        for _ in range(2):
+            # The header is in order, the body does not come.
+            _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+            header = identity.sign(b"12", bytes(16), wall_clock_ms()).header
+            writer.write(f"POST /calls HTTP/1.1\r\nhost: k\r\n{REQUEST_HEADER}: {header}\r\n".encode())
+            writer.write(b"content-length: 2\r\n\r\n1")
+            held.append(writer)
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            await until(lambda: service.in_flight == 2)
+            keys = RemoteKeyService.connect(service.url, node.identity(service.service_pk), wall_clock_ms)
+            with pytest.raises(OverloadedError) as refused:
+                await keys.read_log(bytes(16), 0)
+            for writer in held:
+                writer.close()
+                await writer.wait_closed()
+            await until(lambda: service.in_flight == 0)
+            assert (await client.get("/healthz")).status_code == 200
+            assert await keys.read_log(bytes(16), 0) == []
+
+        assert refused.value.retry_after_ms > 0
+        await keys.close()
+        await service.stop()
+
+    async def test_a_service_that_hangs_holds_nobody_for_long(self, node):
+        async def hang(reader, writer):
+            await reader.read()
+            writer.close()
+
+        listener = await asyncio.start_server(hang, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=0.2)
+        keys = RemoteKeyService(client, node.identity(bytes(32)), wall_clock_ms)
+
+        started = time.monotonic()
+        outcomes = await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(500)), return_exceptions=True)
+
+        assert {type(outcome) for outcome in outcomes} == {KeyServiceError}
+        assert time.monotonic() - started < 2
+        await keys.close()
+        listener.close()
+        await listener.wait_closed()
