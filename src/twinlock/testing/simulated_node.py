@@ -180,7 +180,8 @@ class SimulatedConnection(Beating):
         self.author = None
         self.address = address
         self.paused = False
-        self.far_end = SimulatedTransport(self, node.delays)
+        # Chance of its own: who is sent to first must not change what happens to others.
+        self.far_end = SimulatedTransport(self, Delays(random.Random(nonce)))  # noqa: S311
         self.is_open = True
 
     def receive(self, payload: bytes) -> None:
@@ -327,12 +328,14 @@ class Node:
     def dial_for(self, name: str) -> Dial:
         """Return the way in which a device dials this node."""
 
+        chance = random.Random(self._chance.random())  # noqa: S311
+
         @asynccontextmanager
         async def dial(address: Address) -> AsyncIterator[Transport]:
-            await self.delays.pause()
+            await asyncio.sleep(chance.choice(LATENCIES_S))
             if self._life is None or name in self.cut_off:
                 raise OfflineError("nobody answers")
-            connection = SimulatedConnection(self, self._chance.randbytes(32), name)
+            connection = SimulatedConnection(self, chance.randbytes(32), name)
             self._connections.add(connection)
             self._heartbeat.opened(connection)
             connection.send(self.dispatcher.challenge(connection.session.challenge_nonce))
