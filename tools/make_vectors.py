@@ -17,6 +17,7 @@ from tools import (
     vectors_envelopes,
     vectors_frames,
     vectors_keys,
+    vectors_keyservice,
     vectors_logs,
     vectors_members,
     vectors_merging,
@@ -30,6 +31,7 @@ Vector = dict[str, object]
 FOLDER = Path(__file__).parents[1] / "spec" / "vectors"
 MAKERS: dict[str, Callable[[], Vector]] = {
     **vectors_keys.MAKERS,
+    **vectors_keyservice.MAKERS,
     **vectors_logs.MAKERS,
     **vectors_members.MAKERS,
     **vectors_people.MAKERS,
