@@ -139,7 +139,7 @@ async def apart(tmp_path, account_template):
 
 class TestServing:
     async def test_devices_work_with_it_and_without_it_for_a_while(self, apart):
-        """The service is killed while they are at work: leases that they have go on, also over a restart of the server."""
+        """The service is killed while they work: the leases that they have go on, also when the server starts again."""
         a, b = await apart.device("a"), await apart.device("b")
         await a.unlock(PASSWORD)
         garden = await a.create_space("garden")

@@ -6,15 +6,18 @@ from contextlib import closing
 
 import pytest
 
+from tests.client_kit import until
 from twinlock.errors import LeaseRefusedError, LogInvalidError, StoreError
 from twinlock.ids import Epoch, SpaceId
 from twinlock.keyservice import KeyServiceSettings, LocalKeyService
+from twinlock.keyservice.app import KeyServiceProcess
 from twinlock.keyservice.root_keys import SLICE_ROWS
-from twinlock.keyservice.settings import DAY_MS
+from twinlock.keyservice.settings import DAY_MS, ProcessSettings
 from twinlock.keyservice.wrapper import service_key_context
 from twinlock.keyservice.wrapper_file import FileKeyWrapper
 from twinlock.protocol.space_log import Role
 from twinlock.sealing.space_entries import shred_entry
+from twinlock.server import Server, Settings
 from twinlock.testing.contracts.keys import lease, opened, registered
 from twinlock.testing.contracts.members import NOW_MS, OwnedSpace
 
@@ -301,3 +304,37 @@ class TestShredding:
         assert rows(folder, "SELECT count(*) FROM keys") == [(0,)]
         with pytest.raises(LeaseRefusedError):
             await lease(keys, space.owner, space.id, 1)
+
+
+class TestWhoTends:
+    async def test_a_process_of_its_own_tends_itself(self, folder):
+        clock = Clock()
+        settings = ProcessSettings(data=str(folder), port=0, nodes=["ab" * 32], tend_interval_s=0.02, custody=SETTINGS)
+        service = KeyServiceProcess(settings, clock)
+        await service.start()
+        await until(lambda: rows(folder, "SELECT version FROM root_versions"))
+
+        clock.ms += ROTATION_DAYS * DAY_MS
+        await until(lambda: versions(folder) == [1, 2])
+        await until(lambda: rows(folder, "SELECT retired_ms > 0 FROM root_versions WHERE version = 1") == [(1,)])
+        clock.ms += BACKUP_DAYS * DAY_MS
+        await until(lambda: versions(folder) == [2])
+
+        await service.stop()
+
+    async def test_the_server_tends_the_one_in_its_process(self, tmp_path):
+        custody = KeyServiceSettings(root_rotation_days=0.001 / 86_400, backup_days=1)
+        server = Server(Settings(data=str(tmp_path), port=0, clean_interval_s=0.02, keyservice=custody))
+        await server.start()
+
+        await until(lambda: len(versions(tmp_path / "keyservice")) > 1)
+
+        await server.stop()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ms = NOW_MS
+
+    def __call__(self) -> int:
+        return self.ms

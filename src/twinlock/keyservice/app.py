@@ -14,6 +14,7 @@ import structlog
 import uvloop
 
 from twinlock.errors import TwinlockError
+from twinlock.ids import ID_BYTES, LogId
 from twinlock.keyservice.dispatch import BatchDispatcher
 from twinlock.keyservice.http import NodeDoor, build_http
 from twinlock.keyservice.key_files import SERVICE_KEY_NAME, open_signing_key
@@ -25,6 +26,8 @@ from twinlock.keyservice.wrapper import KeyWrapper
 from twinlock.process import configure_logs, listen, tls_context, web_server
 
 logger = structlog.get_logger(__name__)
+
+PROBE_TIMEOUT_S = 2.0
 
 
 class KeyServiceProcess:
@@ -124,7 +127,7 @@ class KeyServiceProcess:
         self._metrics.watch_waiting(lambda: keys.waiting_count)
         dispatcher = BatchDispatcher(keys, self._metrics, self._now_ms)
         self._door = door = NodeDoor(gate, dispatcher, self._metrics, self.settings.in_flight_max)
-        web = web_server(build_http(door, self._metrics, lambda: self._is_serving), tls)
+        web = web_server(build_http(door, self._metrics, lambda: self._is_ready(keys)), tls)
         try:
             async with asyncio.TaskGroup() as group:
                 await web.startup(sockets=[listener])
@@ -141,6 +144,16 @@ class KeyServiceProcess:
                 raise _Stopped
         except* _Stopped:
             logger.info("stopped")
+
+    async def _is_ready(self, keys: LocalKeyService) -> bool:
+        if not self._is_serving:
+            return False
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await keys.read_log_page(LogId(bytes(ID_BYTES)), 0, 1)
+        except (TwinlockError, TimeoutError):
+            return False
+        return True
 
     async def _tend_for_ever(self, keys: LocalKeyService) -> None:
         while True:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
@@ -28,6 +29,7 @@ logger = structlog.get_logger(__name__)
 
 BODY_TIMEOUT_S = 10.0
 RETRY_AFTER_MS = 500
+REFUSALS_LOGGED_EVERY_S = 1.0
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _STATUS = {
     NodeRefusedError.code: 403,
@@ -44,7 +46,7 @@ Asked = Request[object, object, State]
 class NodeDoor:
     """Takes requests of nodes: the header is checked before the body is read, and everything before it is done."""
 
-    __slots__ = ("_dispatcher", "_gate", "_in_flight", "_in_flight_max", "_metrics")
+    __slots__ = ("_dispatcher", "_gate", "_in_flight", "_in_flight_max", "_metrics", "_quiet_until_s")
 
     def __init__(
         self, gate: NodeGate, dispatcher: BatchDispatcher, metrics: KeyServiceMetrics, in_flight_max: int
@@ -54,6 +56,7 @@ class NodeDoor:
         self._metrics = metrics
         self._in_flight = 0
         self._in_flight_max = in_flight_max
+        self._quiet_until_s = 0.0
 
     @property
     def in_flight(self) -> int:
@@ -67,11 +70,18 @@ class NodeDoor:
             proof = self._gate.check(header)
             outcomes = await self._work(request, proof)
         except TwinlockError as error:
-            self._metrics.refused.labels(error.code).inc()
-            logger.warning("request refused", code=error.code, detail=error.detail)
+            self._note_refusal(error)
             status = _STATUS.get(error.code, _REFUSED)
             return self._signed(read_proof(header), status, Answer(self._gate.life, [], refusal_of(error)))
         return self._signed(proof, _DONE, outcomes)
+
+    def _note_refusal(self, error: TwinlockError) -> None:
+        self._metrics.refused.labels(error.code).inc()
+        now_s = time.monotonic()
+        # Anybody can be refused as often as they like: the log tells of one now and then, the metrics count them all.
+        if now_s >= self._quiet_until_s:
+            self._quiet_until_s = now_s + REFUSALS_LOGGED_EVERY_S
+            logger.warning("request refused", code=error.code, detail=error.detail)
 
     async def _work(self, request: Asked, proof: RequestProof) -> Answer:
         if self._in_flight >= self._in_flight_max:
@@ -106,7 +116,7 @@ async def _read_body(request: Asked) -> bytes:
     return bytes(body)
 
 
-def build_http(door: NodeDoor, metrics: KeyServiceMetrics, is_ready: Callable[[], bool]) -> Litestar:
+def build_http(door: NodeDoor, metrics: KeyServiceMetrics, is_ready: Callable[[], Awaitable[bool]]) -> Litestar:
     """Make the HTTP application."""
 
     @post("/calls", status_code=_DONE)
@@ -119,10 +129,10 @@ def build_http(door: NodeDoor, metrics: KeyServiceMetrics, is_ready: Callable[[]
         """Answer as long as the process turns."""
         return "ok\n"
 
-    @get("/readyz", media_type=MediaType.TEXT, sync_to_thread=False)
-    def readyz() -> Response[str]:
-        """Answer 200 if nodes are served, else 503."""
-        ready = is_ready()
+    @get("/readyz", media_type=MediaType.TEXT)
+    async def readyz() -> Response[str]:
+        """Answer 200 if nodes are served and the store answers, else 503."""
+        ready = await is_ready()
         return Response("ready\n" if ready else "not ready\n", status_code=200 if ready else 503)
 
     @get("/metrics", sync_to_thread=False)

@@ -253,7 +253,8 @@ class RemoteKeyService(KeyService):
                 if not waiting.future.done():
                     waiting.future.set_result(outcome)
         finally:
-            _fail(batch, ClosedError())
+            # Cut off by `close`: whether it was done is not known.
+            _fail(batch, KeyServiceError("this side closed before the answer"))
 
     def _rest(self, batch: Sequence[_Waiting], error: TwinlockError) -> None:
         """Try nothing for a while, and tell everybody who waits when to come back."""
