@@ -243,7 +243,7 @@ async def test_an_account_appends_only_what_it_signed(house, ben):
 
     assert await refusal(wire, "space.append", AppendLog(house.space, house.log.seq, [entry])) == "role_forbids"
     lost = AppendLog(house.space, house.log.seq, [entry], is_lost=True)
-    assert await refusal(wire, "space.append", lost) == "invalid_call"
+    assert await refusal(wire, "space.append", lost) == "log_conflict"
 
 
 # Going out

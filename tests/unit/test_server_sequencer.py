@@ -2,6 +2,7 @@
 
 import os
 
+import msgspec
 import pytest
 
 from tests.server_kit import Chain
@@ -9,9 +10,9 @@ from twinlock.contracts import DeviceHead
 from twinlock.ids import Epoch, SpaceId
 from twinlock.protocol.envelope import Kind, parse
 from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
-from twinlock.protocol.space_log import Member, Role, SpaceLogState
+from twinlock.protocol.space_log import Applicant, Member, Role, SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
-from twinlock.server.sequencer import Author, Sequencer
+from twinlock.server.sequencer import Author, Decision, Sequencer
 
 SPACE = SpaceId(b"s" * 16)
 ACCOUNT = b"a" * 16
@@ -209,3 +210,45 @@ def test_a_failed_append_takes_everything_in_flight_back():
     desk.sequencer.restore({desk.device.device: DeviceHead(1, parse(first).id)})
 
     assert len(desk.push(second).fresh) == 1
+
+
+def test_pushes_of_a_held_account_come_again_and_those_of_others_pass():
+    desk = Desk()
+    first, second = desk.chain.next(), desk.chain.next()
+    desk.sequencer.hold({ACCOUNT})
+
+    assert desk.code(first) == "overloaded"
+    assert desk.push(second) == Decision([], [], None)
+    desk.sequencer.release()
+    assert len(desk.push(first, second).fresh) == 2
+
+    desk.sequencer.hold({b"b" * 16})
+    assert len(desk.push(desk.chain.next()).fresh) == 1
+
+
+def test_what_is_taken_is_under_way_until_it_is_durable_or_taken_back():
+    desk = Desk()
+    device, envelope = desk.device.device, desk.chain.next()
+    desk.push(envelope)
+
+    assert desk.sequencer.is_under_way([device])
+    assert desk.sequencer.is_under_way(None)
+    assert not desk.sequencer.is_under_way([b"d" * 16])
+    desk.sequencer.confirm([parse(envelope)])
+    assert not desk.sequencer.is_under_way(None)
+    desk.push(desk.chain.next())
+    desk.sequencer.restore({})
+    assert not desk.sequencer.is_under_way([device])
+
+
+def test_nobody_writes_to_a_space_that_was_shredded_or_after_leaving_it():
+    desk = Desk()
+    alive = desk.sequencer.rules
+
+    desk.sequencer.rules = msgspec.structs.replace(alive, is_shredded=True)
+    assert desk.code(desk.chain.make(1, bytes(32))) == "shredded"
+    desk.sequencer.rules = msgspec.structs.replace(alive, members={}, former=alive.members)
+    assert desk.code(desk.chain.make(1, bytes(32))) == "removed"
+    applicant = Applicant(b"", b"", Role.EDITOR, b"")
+    desk.sequencer.rules = msgspec.structs.replace(alive, members={}, applicants={ACCOUNT: applicant})
+    assert desk.code(desk.chain.make(1, bytes(32))) == "approval_pending"

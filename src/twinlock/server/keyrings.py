@@ -6,9 +6,7 @@ of the log has its rows, and what was stored for an epoch that never came is nev
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -18,6 +16,7 @@ from twinlock.ids import AccountId, Epoch, SpaceId
 from twinlock.protocol.calls import KeyringRow
 from twinlock.protocol.limits import KEYRING_ROWS_MAX
 from twinlock.protocol.space_log import SpaceLogState
+from twinlock.server.together import together
 
 WRAPPED_BYTES_MAX = 256
 _decode_row = msgspec.msgpack.Decoder(KeyringRow).decode
@@ -90,13 +89,6 @@ def needing_rows(before: SpaceLogState | None, after: SpaceLogState) -> frozense
         return frozenset()
     held = before.key_holders if before is not None and before.epoch == after.epoch else _NOBODY
     return frozenset(name for name, kem_pk in after.key_holders.items() if held.get(name) != kem_pk)
-
-
-async def together(calls: Iterable[Coroutine[Any, Any, object]]) -> None:
-    """Run calls side by side and wait for all of them; the first that failed is raised then."""
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
 
 
 def _prefix(space: SpaceId) -> str:

@@ -24,13 +24,13 @@ from twinlock.protocol.membership_calls import (
 from twinlock.protocol.proofs import invite_open_message, verify
 from twinlock.protocol.signed_log import Body
 from twinlock.protocol.space_log import Invite, SpaceLogState
-from twinlock.protocol.space_rules import replay_space
 from twinlock.server.accounts import check_entries, page_of
 from twinlock.server.authorize import device_of
 from twinlock.server.keyrings import Keyrings, check_rows
 from twinlock.server.methods import Method
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
+from twinlock.server.replaying import replay_in_pieces
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.settings import Settings
 from twinlock.server.signed_logs import SignedLogs
@@ -104,7 +104,7 @@ class Memberships:
             if bool(rows) != invite.role.may_lease:
                 raise InvalidCallError("whoever joins to read leaves one keyring row; a sender leaves none")
             check_rows(rows, rules, {author.account})
-            after = replay_space(entries, rules)
+            after = await replay_in_pieces(entries, rules)
             return await self._changes.append(space, entries, after, rows)
 
     async def _heads(self, peer: Peer, request: ReadHeads) -> ReadHeadsResult:

@@ -10,9 +10,9 @@ from twinlock.contracts import Directory, Log
 from twinlock.errors import InternalError, LogInvalidError, RevisionError, TwinlockError, UnknownSpaceError
 from twinlock.ids import LogId, Seq, SpaceId
 from twinlock.protocol.space_log import SpaceLogState
-from twinlock.protocol.space_rules import replay_space
 from twinlock.server.buckets import Pace
 from twinlock.server.metrics import Metrics
+from twinlock.server.replaying import replay_in_pieces
 from twinlock.server.served_space import Birth, ServedSpace
 from twinlock.server.settings import Settings
 from twinlock.server.signed_logs import SignedLogs
@@ -103,7 +103,7 @@ class SpaceRegistry:
         entries = await self._logs.read(LogId(space))
         if not entries:
             raise UnknownSpaceError
-        rules = replay_space(entries)
+        rules = await replay_in_pieces(entries)
         if rules.space != space:
             raise LogInvalidError("the log of another space")
         return rules

@@ -15,6 +15,7 @@ from twinlock.contracts import Directory, KeyService
 from twinlock.errors import KeyServiceError, StoreError, TwinlockError
 from twinlock.ids import LogId
 from twinlock.protocol.calls import LogHead, SignedEntry
+from twinlock.server.together import together
 
 _decode_entry = msgspec.msgpack.Decoder(SignedEntry).decode
 _encode = msgspec.msgpack.encode
@@ -108,8 +109,11 @@ class SignedLogs:
         return entries + missing
 
     async def _mirror(self, log: LogId, after: int, entries: Sequence[SignedEntry]) -> None:
-        for seq, entry in enumerate(entries, after + 1):
-            await self._directory.put(f"{_prefix(log)}{seq:08d}", _encode(entry))
+        # One commit carries them all; should only some get there, the gap is seen.
+        await together(
+            self._directory.put(f"{_prefix(log)}{seq:08d}", _encode(entry))
+            for seq, entry in enumerate(entries, after + 1)
+        )
 
 
 def _prefix(log: LogId) -> str:

@@ -32,15 +32,16 @@ from twinlock.ids import AccountId, DeviceId, LogId, SpaceId, short
 from twinlock.protocol.calls import KeyringRow, LogHead, SignedEntry
 from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.protocol.space_log import Cutoff, Role, SpaceLogState
-from twinlock.protocol.space_rules import replay_space
 from twinlock.server.authorize import Authority
 from twinlock.server.commit import Committer
-from twinlock.server.keyrings import Keyrings, together
+from twinlock.server.keyrings import Keyrings
 from twinlock.server.registry import SpaceRegistry
+from twinlock.server.replaying import replay_in_pieces
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.standing import FORMER
 from twinlock.server.tasks import Tasks
+from twinlock.server.together import together
 
 logger = structlog.get_logger(__name__)
 
@@ -294,7 +295,7 @@ class SpaceChanges:
 
     async def _settle(self, space: ServedSpace) -> None:
         before = space.sequencer.rules
-        after = replay_space(await self._logs.read_certain(LogId(space.id)))
+        after = await replay_in_pieces(await self._logs.read_certain(LogId(space.id)))
         if after.seq < before.seq:
             raise KeyServiceError("it has fewer entries than are known here")
         if after.seq > before.seq:

@@ -37,13 +37,13 @@ from twinlock.protocol.envelope import Kind
 from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.protocol.signed_log import Body
 from twinlock.protocol.space_log import Role, SpaceLogState
-from twinlock.protocol.space_rules import replay_space
 from twinlock.server.accounts import check_entries, page_of
 from twinlock.server.authorize import device_of
 from twinlock.server.keyrings import Keyrings, check_rows, needing_rows
 from twinlock.server.methods import Method
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
+from twinlock.server.replaying import replay_in_pieces
 from twinlock.server.sequencer import Author
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
@@ -94,7 +94,7 @@ class Spaces:
     async def _create(self, peer: Peer, request: CreateSpace) -> LogHead:
         author = device_of(peer)
         check_entries(request.entries)
-        rules = replay_space(request.entries)
+        rules = await replay_in_pieces(request.entries)
         if rules.space != request.space:
             raise LogInvalidError("the id is not that of the genesis")
         if rules.role_of(author.account) is not Role.OWNER:
@@ -118,6 +118,8 @@ class Spaces:
             await self._keyrings.store(request.space, request.keyring)
             await self._changes.index(request.space, rules.members)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
+        # This notes under which incarnation of the database the space was born.
+        await self._registry.load(request.space)
         self._hub.tell_accounts(rules.members, Notice(LOG_GROWN, request.space))
         return head
 
@@ -135,7 +137,7 @@ class Spaces:
             if request.is_lost:
                 return await self._bring_back(space, entries)
             _check_signers(entries, author)
-            after = replay_space(entries, rules)
+            after = await replay_in_pieces(entries, rules)
             # The rows of others are not for everybody to replace.
             own = None if rules.members[author.account].role.may_admit else {author.account} & after.key_holders.keys()
             check_rows(request.keyring, after, own)
@@ -145,8 +147,8 @@ class Spaces:
     async def _bring_back(self, space: ServedSpace, entries: Sequence[SignedEntry]) -> LogHead:
         """Take entries of anybody that a restored server lost; the rows to them come by `space.keyring_put`."""
         if len(space.births) < 2:
-            raise InvalidCallError("this server has lost nothing of the space")
-        after = replay_space(entries, space.sequencer.rules)
+            raise LogConflictError("this server has lost nothing of the space")
+        after = await replay_in_pieces(entries, space.sequencer.rules)
         return await self._changes.append(space, entries, after, is_lost=True)
 
     async def _check_complete(self, before: SpaceLogState, after: SpaceLogState, rows: Sequence[KeyringRow]) -> None:
