@@ -155,6 +155,23 @@ class TestSplit:
         assert wrapper.versions == [1, 2, 3]
         assert (await drill(tmp_path / "later", wrapper, service.deny_list, SETTINGS)).passed
 
+    async def test_a_rotation_that_fails_half_way_leaves_all_in_order(self, service):
+        """The new version is sealed before it is used: here it is sealed, and then cannot be written."""
+        obstacle = service.folder / "root.key.new"
+        obstacle.mkdir()
+        with pytest.raises(StoreError, match="cannot be written"):
+            await service.keys.rotate_root_key()
+        obstacle.rmdir()
+        space = service.spaces[0]
+        assert len((await lease(service.keys, space.owner, space.id, 1, 2)).grants) == 2
+        half = wrapper_of(service.folder, service.sheets[:2])
+        assert (await drill(service.backup, half, service.deny_list, SETTINGS)).passed
+
+        await service.keys.rotate_root_key()
+
+        assert wrapper_of(service.folder, service.sheets[:2]).versions == [1, 2]
+        assert (await drill(service.folder, wrapper_of(service.folder, service.sheets[1:]), None, SETTINGS)).passed
+
     async def test_a_destroyed_version_is_destroyed_in_the_sealed_backup(self, service):
         await service.keys.rotate_root_key()
         await service.keys.destroy_root_key_version(1)
@@ -262,10 +279,28 @@ class TestRestore:
         assert not service.to.exists()
         assert not list(tmp_path.glob("*.new"))
 
-    async def test_a_folder_that_is_no_backup_is_named(self, service, tmp_path):
-        for folder in (tmp_path / "nothing", service.folder):
-            with pytest.raises(StoreError, match="no backup of a key service"):
-                await restore(folder, service.to, service.wrapper(), service.deny_list, SETTINGS)
+    async def test_a_copy_that_another_tool_made_does_as_well(self, service, tmp_path):
+        """Such as what is left of the machine's own disk; what it lacks cannot be known then."""
+        await service.keys.close()
+
+        restored = await restore(service.folder, service.to, service.wrapper(), service.deny_list, SETTINGS)
+        report = await drill(service.folder, service.wrapper(), service.deny_list, SETTINGS)
+
+        assert (restored.manifest, report.manifest) == (None, None)
+        assert (report.problems, report.keys_count) == ([], 3)
+        again = LocalKeyService.open(service.to)
+        assert len((await lease(again, service.spaces[0].owner, service.spaces[0].id, 1, 2)).grants) == 2
+        await again.close()
+
+    async def test_a_folder_that_is_no_backup_is_named(self, made, copy, tmp_path):
+        (tmp_path / "empty").mkdir()
+        for folder in (tmp_path / "nothing", tmp_path / "empty"):
+            with pytest.raises(StoreError, match="no key service in"):
+                await restore(folder, tmp_path / "to", made.wrapper(), None, SETTINGS)
+        (copy / "backup.json").write_text("{}")
+        with pytest.raises(StoreError, match="damaged"):
+            await restore(copy, tmp_path / "to", made.wrapper(), None, SETTINGS)
+        assert not (tmp_path / "to").exists()
 
 
 class TestDrill:

@@ -40,8 +40,12 @@ def drill(
 
 
 def _show(report: DrillReport) -> None:
-    made = datetime.datetime.fromtimestamp(report.manifest.made_ms / 1000, datetime.UTC)
-    print(f"backup of {made:%Y-%m-%d %H:%M:%S}Z, checked in {report.took_ms / 1000:.1f} s")
+    made = "unknown time"
+    if report.manifest is not None:
+        made = f"{datetime.datetime.fromtimestamp(report.manifest.made_ms / 1000, datetime.UTC):%Y-%m-%d %H:%M:%S}Z"
+    else:
+        people.print("[dim]There is no backup.json: whether the newest entries are missing cannot be told.[/]")
+    print(f"backup of {made}, checked in {report.took_ms / 1000:.1f} s")
     print(f"  logs: {report.accounts_count} of accounts, {report.spaces_count} of spaces")
     print(f"  keys that open: {report.keys_count}, and {report.candidates_count} candidates")
     print(

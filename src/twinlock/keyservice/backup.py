@@ -1,4 +1,4 @@
-"""Backups of a key service, and their way back. See docs/operate/keyservice.md.
+"""Backups of a key service, and their way back. See docs/reference/keyservice.md.
 
 A backup holds the database and the sealed root key if it was split. It holds neither the root key nor the deny list:
 whoever finds a backup has no key, and no backup brings a shredded space back.
@@ -47,10 +47,11 @@ class Manifest(msgspec.Struct, frozen=True):
 class Restored(msgspec.Struct, frozen=True):
     """What a restore brought back; `purged_count` keys of denied spaces were in the backup and are deleted.
 
-    `missing` names what the backup held when it was made and holds no longer.
+    `missing` names what the backup held when it was made and holds no longer; without a manifest, as in a copy that
+    another tool made, that cannot be known.
     """
 
-    manifest: Manifest
+    manifest: Manifest | None
     missing: list[str]
     denied_count: int
     purged_count: int
@@ -101,8 +102,8 @@ async def restore_database(
         StoreError, KeyServiceError: as there.
     """
     manifest = read_manifest(backup)
-    present = _copy_database(backup, to, manifest.made_ms)
-    if present.keyservice_id != manifest.keyservice_id:
+    present = _copy_database(backup, to, now_ms=0)
+    if manifest is not None and present.keyservice_id != manifest.keyservice_id:
         raise StoreError(f"{MANIFEST_NAME} is that of another backup")
     _copy_deny_list(deny_list, to)
     # The service itself applies the list when it is opened, before it answers anybody.
@@ -118,16 +119,18 @@ async def restore_database(
     return Restored(manifest, _missing(manifest, present), denied, present.keys_count - left, ledger)
 
 
-def read_manifest(backup: Path) -> Manifest:
-    """Read what a backup says of itself.
+def read_manifest(backup: Path) -> Manifest | None:
+    """Read what a backup says of itself; None of one that another tool made.
 
     Raises:
-        StoreError: the folder is no backup, or of a newer version.
+        StoreError: it cannot be read, or is of a newer version.
     """
     try:
         manifest = msgspec.json.decode((backup / MANIFEST_NAME).read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        return None
     except OSError as exc:
-        raise StoreError(f"{backup.name} is no backup of a key service: {MANIFEST_NAME}: {exc.strerror}") from exc
+        raise StoreError(f"{MANIFEST_NAME} of {backup.name} cannot be read: {exc.strerror}") from exc
     except (msgspec.MsgspecError, ValueError) as exc:
         raise StoreError(f"{MANIFEST_NAME} of {backup.name} is damaged") from exc
     if manifest.format != FORMAT:
@@ -160,7 +163,9 @@ def _manifest(connection: sqlite3.Connection, now_ms: int) -> Manifest:
     return Manifest(now_ms, meta(connection, "keyservice_id").hex(), **counts, ledger_head=head)
 
 
-def _missing(manifest: Manifest, present: Manifest) -> list[str]:
+def _missing(manifest: Manifest | None, present: Manifest) -> list[str]:
+    if manifest is None:
+        return []
     found = []
     for name, table in _COUNTED.items():
         then, now = getattr(manifest, name), getattr(present, name)

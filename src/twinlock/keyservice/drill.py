@@ -33,9 +33,12 @@ _BATCH_ROWS = 100
 
 
 class DrillReport(msgspec.Struct, frozen=True):
-    """What a drill found. `problems` is empty if the backup would bring everything back."""
+    """What a drill found. `problems` is empty if the backup would bring everything back that it ever held.
 
-    manifest: Manifest
+    Without a manifest, as in a copy that another tool made, nobody knows what it held.
+    """
+
+    manifest: Manifest | None
     accounts_count: int
     spaces_count: int
     keys_count: int
