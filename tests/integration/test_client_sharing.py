@@ -276,6 +276,7 @@ async def test_a_member_that_leaves_keeps_nothing_and_the_space_is_rotated(world
     assert (folder / "replica.db").exists()
 
     await joined.leave()
+    await joined.leave()
 
     assert not folder.exists()
     assert [info.title for info in ben.spaces()] == ["home"]

@@ -12,10 +12,18 @@ import msgspec
 from twinlock.client.connection import Connection
 from twinlock.client.courier import Courier
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.endings import error_of_end, reason_of_end
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.sudo import Sudo
-from twinlock.errors import CutoffConflictError, LogConflictError, OfflineError, RoleError
+from twinlock.errors import (
+    CutoffConflictError,
+    LeaseRefusedError,
+    LogConflictError,
+    OfflineError,
+    RoleError,
+    TwinlockError,
+)
 from twinlock.ids import AccountId, Counter, DeviceId
 from twinlock.protocol.calls import AppendLog, KeyringRow, LogHead, SignedEntry
 from twinlock.protocol.membership_calls import ReadHeads, ReadHeadsResult
@@ -68,6 +76,7 @@ class LogWriter:
 
         Raises:
             SudoNeededError: the password was not given in the last 15 minutes.
+            RemovedError, ShreddedError: the space has ended.
             OfflineError: there is no connection, or it ended before the answer: repeat it.
             LogConflictError, CutoffConflictError: others were quicker, again and again.
             TwinlockError: what `prepare` or the server refuses.
@@ -96,23 +105,31 @@ class LogWriter:
         return result.counters
 
     async def _write_in_turn(self, runtime: SpaceRuntime, prepare: Prepare) -> None:
-        for tries_left in reversed(range(TRIES_MAX)):
-            await self._logs.read_in_turn(runtime, reads_accounts=False)
-            if runtime.end is not None:
-                raise runtime.end.error()
-            log = runtime.keyring.log
-            draft = await prepare(self._sudo.keys(), log)
-            if draft is None:
-                return
+        failure: TwinlockError = LogConflictError()
+        for _ in range(TRIES_MAX):
+            is_new = await self._logs.read_in_turn(runtime, reads_accounts=False)
+            reason = reason_of_end(runtime.keyring.log, runtime.keyring.account)
+            if reason is not None:
+                raise error_of_end(reason)
+            if isinstance(failure, LeaseRefusedError) and not is_new:
+                raise failure
             try:
-                request = AppendLog(runtime.space, log.seq, draft.entries, draft.rows)
-                await self._connection.call("space.append", request, LogHead)
-            except (LogConflictError, CutoffConflictError):
-                if not tries_left:
-                    raise
+                await self._append(runtime, prepare)
+            except (LogConflictError, CutoffConflictError, LeaseRefusedError) as exc:
+                # The key service refuses an epoch that another admin has opened meanwhile: the log then tells.
+                failure = exc
                 continue
-            self._keep(runtime, draft)
             return
+        raise failure
+
+    async def _append(self, runtime: SpaceRuntime, prepare: Prepare) -> None:
+        log = runtime.keyring.log
+        draft = await prepare(self._sudo.keys(), log)
+        if draft is None:
+            return
+        request = AppendLog(runtime.space, log.seq, draft.entries, draft.rows)
+        await self._connection.call("space.append", request, LogHead)
+        self._keep(runtime, draft)
 
     def _keep(self, runtime: SpaceRuntime, draft: Draft) -> None:
         runtime.grow_log(draft.entries)

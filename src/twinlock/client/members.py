@@ -14,7 +14,7 @@ from twinlock.client.device_context import DeviceContext
 from twinlock.client.epochs import Epochs, wrapped_row
 from twinlock.client.log_writer import Draft, LogWriter, check_admits
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import LastOwnerError, NotFoundError, OfflineError, RoleError, SafetyCodeError
+from twinlock.errors import LastOwnerError, NotFoundError, OfflineError, RemovedError, RoleError, SafetyCodeError
 from twinlock.ids import AccountId
 from twinlock.protocol.membership_calls import Names, NamesResult
 from twinlock.protocol.space_log import Role, SpaceLogState
@@ -187,12 +187,11 @@ class Members:
                 await self._courier.sent(runtime)
 
         async def prepare(signer: AccountKeys, log: SpaceLogState) -> Draft | None:
-            if signer.account not in log.members:
-                return None
             _check_owner_stays(log, signer.account)
             return Draft([leave_entry(signer, log, await self._writer.heads(runtime, signer.account))])
 
-        await self._writer.write(runtime, prepare)
+        with contextlib.suppress(RemovedError):
+            await self._writer.write(runtime, prepare)
 
 
 def _sign_pk_of(log: SpaceLogState, account: AccountId) -> bytes:

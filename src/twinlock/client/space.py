@@ -6,6 +6,7 @@ from typing import Any, overload
 
 from twinlock.client.batch import WriteBatch
 from twinlock.client.collection import Collection
+from twinlock.client.endings import EndReason
 from twinlock.client.invites import HOUR_MS, ApplicantInfo, InviteInfo
 from twinlock.client.members import MemberInfo
 from twinlock.client.sharing import Sharing
@@ -101,7 +102,8 @@ class Space:
         Raises:
             LastOwnerError: this is the last owner.
         """
-        await self._sharing.members.leave(self._runtime)
+        if self._runtime.end is None or self._runtime.end.reason is not EndReason.LEFT:
+            await self._sharing.members.leave(self._runtime)
 
     # Invites
 
@@ -171,7 +173,8 @@ class Space:
         Raises:
             RoleError: only an owner does this.
         """
-        await self._sharing.settings.shred(self._runtime)
+        if self._runtime.end is None or self._runtime.end.reason is not EndReason.SHREDDED:
+            await self._sharing.settings.shred(self._runtime)
 
     async def rename(self, title: str) -> None:
         """Give the space another name."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from twinlock.client.courier import Courier
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.epochs import Epochs
 from twinlock.client.log_writer import Draft, LogWriter, check_admits
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import InvalidCallError, RoleError
+from twinlock.errors import InvalidCallError, RoleError, ShreddedError
 from twinlock.protocol.space_log import LEASE_HOURS_MAX, NEEDS_KEYSTORE, Role, SpaceLogState
 from twinlock.sealing.identity import AccountKeys
 from twinlock.sealing.space_entries import config_lease_entry, config_offline_entry, config_title_entry, shred_entry
@@ -81,15 +83,16 @@ class SpaceSettings:
     async def shred(self, runtime: SpaceRuntime) -> None:
         """Have the service keys destroyed: every copy becomes unreadable, those of other devices when they hear of it.
 
+        Doing it again is fine.
+
         Raises:
             RoleError: only an owner does this.
         """
 
         async def prepare(signer: AccountKeys, log: SpaceLogState) -> Draft | None:
-            if log.is_shredded:
-                return None
             if log.role_of(signer.account) is not Role.OWNER:
                 raise RoleError("only an owner shreds a space")
             return Draft([shred_entry(signer, log)])
 
-        await self._writer.write(runtime, prepare)
+        with contextlib.suppress(ShreddedError):
+            await self._writer.write(runtime, prepare)
