@@ -22,18 +22,6 @@ def world(account_world):
     return account_world
 
 
-OPENED = {}
-"""The keys of the one account that all these worlds begin with: opening them takes long on purpose."""
-
-
-async def unlocked(world, profile="a"):
-    db = await world.device(profile)
-    if db.account not in OPENED:
-        OPENED[db.account] = db._context.state.open_sudo(PASSWORD, db._context.state.sudo_record())
-    db._sudo.grant(OPENED[db.account])
-    return db
-
-
 def id_of(db) -> str:
     return db._context.state.device_keys.device.hex()
 
@@ -149,7 +137,7 @@ async def test_a_changed_password_takes_the_old_one_s_place_here_and_at_the_serv
 
 
 async def test_a_kit_is_taken_from_its_qr_text(world):
-    a = await unlocked(world)
+    a = await world.unlocked()
     qr = a.kit_qr(await a.new_recovery_kit())
 
     assert qr.startswith(f"twinlock:kit?origin={world.url}&server=")
@@ -162,7 +150,7 @@ async def test_a_kit_is_taken_from_its_qr_text(world):
 
 
 async def test_a_revoked_device_is_cut_off_in_every_space(world):
-    a, b = await unlocked(world), await world.device("b")
+    a, b = await world.unlocked(), await world.device("b")
     await a.create_space("trips")
     await until(lambda: len(b.spaces()) == 2)
     await b.space("home").collection("todos").doc("1").set({"text": "before"})
@@ -194,7 +182,7 @@ async def test_revoking_takes_the_password_another_device_and_one_that_is_there(
 
 
 async def test_a_device_is_revoked_by_its_name_and_again_without_harm(world):
-    a, b = await unlocked(world), await world.device("b")
+    a, b = await world.unlocked(), await world.device("b")
     await b.rename_device("lost phone")
 
     await a.revoke("lost phone")
@@ -206,7 +194,7 @@ async def test_a_device_is_revoked_by_its_name_and_again_without_harm(world):
 
 
 async def test_an_interrupted_revocation_is_finished_at_the_next_unlock(world, monkeypatch):
-    a, b = await unlocked(world), await world.device("b")
+    a, b = await world.unlocked(), await world.device("b")
     await a.create_space("trips")
 
     async def cut(runtime, state):
@@ -229,7 +217,7 @@ async def test_an_interrupted_revocation_is_finished_at_the_next_unlock(world, m
 
 
 async def test_a_space_that_is_made_later_knows_of_the_revoked_device_too(world):
-    a, b = await unlocked(world), await world.device("b")
+    a, b = await world.unlocked(), await world.device("b")
     await a.revoke(id_of(b))
     await a.create_space("later")
 
@@ -240,7 +228,7 @@ async def test_a_space_that_is_made_later_knows_of_the_revoked_device_too(world)
 
 async def test_a_stolen_device_costs_the_account_its_key_and_every_space_an_epoch(world):
     """Everything that the thief could read from the disk opens nothing that comes after."""
-    a, b = await unlocked(world), await world.device("b")
+    a, b = await world.unlocked(), await world.device("b")
     c = await recovered(world, "c", password=PASSWORD)
     await b.rename_device("stolen")
     await c.rename_device("watch")
@@ -272,7 +260,7 @@ async def test_a_stolen_device_costs_the_account_its_key_and_every_space_an_epoc
 
 
 async def test_a_device_that_was_away_takes_its_parcel_when_it_comes_back(world):
-    a = await unlocked(world)
+    a = await world.unlocked()
     b = await world.device("b")
     stolen = await recovered(world, "c")
     await b.close()
@@ -288,7 +276,7 @@ async def test_a_device_that_was_away_takes_its_parcel_when_it_comes_back(world)
 
 
 async def test_a_stolen_device_s_revocation_is_finished_by_calling_it_again(world, monkeypatch):
-    a, b = await unlocked(world), await world.device("b")
+    a, b = await world.unlocked(), await world.device("b")
     answer = a._connection.call
 
     async def breaking(method, params, result):

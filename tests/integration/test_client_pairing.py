@@ -38,14 +38,8 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir() if path.name != "lock")
 
 
-async def unlocked(world, profile="a"):
-    db = await world.device(profile)
-    await db.unlock(PASSWORD)
-    return db
-
-
 async def test_a_code_and_the_same_digits_bring_a_new_device_to_all_data(world):
-    db = await unlocked(world)
+    db = await world.unlocked()
     await db.space("home").collection("todos").doc("1").set({"text": "milk"})
     await db.synced()
     async with await twinlock.pair_device(world.url, world.folder / "new", device_name="Ann's phone") as request:
@@ -67,7 +61,7 @@ async def test_a_code_and_the_same_digits_bring_a_new_device_to_all_data(world):
 
 
 async def test_a_qr_text_serves_as_well_and_the_device_opens_again_later(world):
-    db = await unlocked(world)
+    db = await world.unlocked()
     request = await twinlock.pair_device(world.url, world.folder / "new")
     digits = await db.pair_device(request.qr)
     assert (await request.approved()).digits == digits
@@ -81,7 +75,7 @@ async def test_a_qr_text_serves_as_well_and_the_device_opens_again_later(world):
 
 
 async def test_the_new_device_waits_for_approval_through_a_restart_of_the_server(world):
-    db = await unlocked(world)
+    db = await world.unlocked()
     request = await twinlock.pair_device(world.url, world.folder / "new")
     waiting = asyncio.create_task(request.approved())
     await asyncio.sleep(0)
@@ -106,7 +100,7 @@ async def test_approving_takes_the_password(world):
 
 
 async def test_approving_twice_is_fine(world):
-    db = await unlocked(world)
+    db = await world.unlocked()
     request = await twinlock.pair_device(world.url, world.folder / "new")
 
     assert await db.pair_device(request.code) == await db.pair_device(request.qr)
@@ -115,7 +109,7 @@ async def test_approving_twice_is_fine(world):
 
 
 async def test_a_rejected_device_leaves_nothing_behind(world):
-    db = await unlocked(world)
+    db = await world.unlocked()
     request = await twinlock.pair_device(world.url, world.folder / "new")
     await db.pair_device(request.code)
     await request.approved()
@@ -149,7 +143,7 @@ async def test_a_used_folder_and_a_missing_server_are_refused(world):
 
 
 async def test_an_unknown_code_and_one_of_another_server_are_refused(world):
-    db = await unlocked(world)
+    db = await world.unlocked()
     request = await twinlock.pair_device(world.url, world.folder / "new")
     ticket = parse_pairing(request.qr)
     elsewhere = pairing.pairing_qr(ticket.origin, bytes(32), ticket.prefix)
@@ -174,7 +168,7 @@ async def test_nobody_waits_longer_than_ten_minutes(world, monkeypatch):
 
 async def test_a_server_that_tells_other_keys_is_caught_by_the_code(world, monkeypatch):
     """The server puts keys of its own in the place of those of the device that shows the code."""
-    db = await unlocked(world)
+    db = await world.unlocked()
     swapped = DeviceKeys.make(db._context.entropy)
     answer = db._connection.call
 
@@ -221,7 +215,7 @@ async def answered(world, monkeypatch, make):
 
 
 async def test_a_server_that_pairs_into_its_own_account_is_caught_by_the_digits(world, monkeypatch):
-    db = await unlocked(world)
+    db = await world.unlocked()
     server = ServerOfItsOwn(db._context.entropy)
     honest = await twinlock.pair_device(world.url, world.folder / "honest")
     digits = await db.pair_device(honest.code)
