@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -245,6 +246,9 @@ class SimulatedTransport(Transport):
         self._delays = delays
         self._loop = asyncio.get_running_loop()
         self._arrived: asyncio.Queue[bytes | None] = asyncio.Queue()
+        # Timers of the same moment go off in any order, so each takes whatever is the next message by then.
+        self._up: deque[bytes] = deque()
+        self._down: deque[bytes | None] = deque()
         self._up_s = self._down_s = 0.0
         self._is_over = False
 
@@ -258,7 +262,8 @@ class SimulatedTransport(Transport):
         if self._is_over:
             return False
         self._up_s = max(self._up_s, self._loop.time() + self._delays.latency_s())
-        self._loop.call_at(self._up_s, self._near_end.receive, message)
+        self._up.append(message)
+        self._loop.call_at(self._up_s, lambda: self._near_end.receive(self._up.popleft()))
         return True
 
     async def receive(self) -> bytes:
@@ -282,7 +287,8 @@ class SimulatedTransport(Transport):
 
     def _bring(self, message: bytes | None) -> None:
         self._down_s = max(self._down_s, self._loop.time() + self._delays.latency_s())
-        self._loop.call_at(self._down_s, self._arrived.put_nowait, message)
+        self._down.append(message)
+        self._loop.call_at(self._down_s, lambda: self._arrived.put_nowait(self._down.popleft()))
 
 
 class Node:
