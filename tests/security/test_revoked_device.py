@@ -3,26 +3,40 @@
 import shutil
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 import twinlock
 from tests.client_kit import PASSWORD, ShiftedClock, until
+from tests.security.raid import windows
 from tests.security.test_stolen_device import assert_dark, safe_of, take, used_device
 from tests.security.wire import anonymous
 from twinlock.client.keystore import load_store_key
 from twinlock.client.profile import Profile
-from twinlock.errors import DeviceRevokedError
+from twinlock.errors import CredentialsError, DeviceRevokedError, OpenError
+from twinlock.ids import Epoch
 from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import (
     AppendLog,
+    KeyringRow,
     LogHead,
     OpenUnlocker,
     OpenUnlockerResult,
+    ReadKeyring,
     UnlockerParams,
     UnlockerParamsResult,
 )
 from twinlock.protocol.device_calls import ReadRevocationResult
 from twinlock.protocol.proofs import server_id_of
-from twinlock.sealing import AccountKeys, RecoveryKit, account_genesis, open_wrapped, revoke_entry, unlock
+from twinlock.sealing import (
+    AccountKeys,
+    RecoveryKit,
+    account_genesis,
+    open_link,
+    open_wrapped,
+    revoke_entry,
+    unlock,
+    unwrap_member_key,
+)
 
 TEXT = "what the thief is after"
 LEFT = ["lock", "revoked.json"]
@@ -177,3 +191,39 @@ async def test_another_account_s_revocation_is_none(account_world, monkeypatch):
             await account_world.device("a")
 
     assert (await account_world.device("a")).status == "connected"
+
+
+async def test_what_a_thief_took_opens_no_key_after_the_device_was_called_stolen(account_world, tmp_path):
+    """The thief has the whole disk with its StoreKey, and a server that gives everything that it stores."""
+    thieved = await account_world.device("b")
+    await thieved.synced()
+    stolen_id = next(info.id for info in await thieved.devices() if info.this)
+    await thieved.close()
+    shutil.copytree(account_world.folder / "b", tmp_path / "loot")
+    loot = take(tmp_path / "loot")
+    a = await account_world.unlocked()
+    runtime = a._courier.runtimes[bytes.fromhex(a.space("home").id)]
+    account, space = runtime.keyring.account, runtime.space
+    old_row = await a._connection.call("space.keyring", ReadKeyring(space), KeyringRow)
+    old_kem = X25519PrivateKey.from_private_bytes(loot.records["account-kem"])
+
+    await a.revoke(stolen_id, stolen=True)
+
+    row = await a._connection.call("space.keyring", ReadKeyring(space), KeyringRow)
+    assert (old_row.epoch, row.epoch) == (1, 2)
+    # The control: the loot opens what was wrapped before.
+    taken = unwrap_member_key(old_row.wrapped, old_kem, space, old_row.epoch, account)
+    with pytest.raises(OpenError):
+        unwrap_member_key(row.wrapped, old_kem, space, row.epoch, account)
+    newest = runtime.keyring.member_key(Epoch(2))
+    assert newest is not None
+    assert newest.expose() not in windows(loot.values)
+    # The link leads from the new key to the old one, not the other way.
+    with pytest.raises(OpenError):
+        open_link(space, Epoch(2), taken, runtime.keyring.log.epochs[Epoch(2)].link)
+    kit = RecoveryKit.parse(account_world.kit)
+    async with anonymous(account_world.url) as wire:
+        params = await wire.call("unlocker.params", UnlockerParams("ann", "recovery_kit"), UnlockerParamsResult)
+        keys = unlock(params, kit, "ann", server_id_of(wire.challenge.server_pk))
+        with pytest.raises(CredentialsError):
+            await wire.call("unlocker.open", OpenUnlocker("ann", "recovery_kit", keys.auth_key), OpenUnlockerResult)

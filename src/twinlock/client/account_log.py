@@ -7,14 +7,29 @@ from collections.abc import Callable
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.log_reader import LogReader
+from twinlock.client.sudo import Sudo
 from twinlock.errors import LogConflictError
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import AppendLog, LogHead, SignedEntry
+from twinlock.sealing.identity import AccountKeys
 
 APPEND_TRIES_MAX = 5
 """Two devices that change the account at once take turns; more tries mean that something else is wrong."""
 
 MakeEntry = Callable[[AccountState], SignedEntry | None]
+
+
+def present_keys(sudo: Sudo, state: AccountState) -> AccountKeys:
+    """Return the account's keys if they are those that its log names: others must be given to nobody.
+
+    Raises:
+        SudoNeededError: the password was not given in the last 15 minutes.
+        LogConflictError: the account's key was replaced, and this device's parcel has not come yet.
+    """
+    keys = sudo.keys()
+    if keys.kem_pk != state.kem_pk:
+        raise LogConflictError("the account's key was replaced, and this device has not received the new one yet")
+    return keys
 
 
 class AccountLog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 
+from twinlock.client.account_log import AccountLog, present_keys
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.device_state import DeviceState
@@ -30,7 +31,7 @@ class KitKeeper(ABC):
 class Credentials:
     """Makes and replaces the account's unlockers, and holds the kit until it was shown."""
 
-    __slots__ = ("_connection", "_context", "_kit", "_kit_keeper", "_password_unlock", "sudo")
+    __slots__ = ("_connection", "_context", "_kit", "_kit_keeper", "_log", "_password_unlock", "sudo")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Credentials:
     ) -> None:
         self._context = context
         self._connection = connection
+        self._log = AccountLog(context, connection)
         self.sudo = sudo
         self._kit = kit
         self._password_unlock = password_unlock
@@ -87,7 +89,8 @@ class Credentials:
 
     async def put_new_kit(self) -> None:
         """Replace the kit by one that is yet to be shown."""
-        kit, unlocker = self.make_kit(self.sudo.keys())
+        self.sudo.keys()
+        kit, unlocker = self.make_kit(present_keys(self.sudo, await self._log.read()))
         await self._connection.call("unlocker.put", PutUnlocker(unlocker), Nothing)
         self.took_kit(kit)
 
@@ -125,7 +128,9 @@ class Credentials:
             PasswordError: the new one is too short.
         """
         keys, state = self.sudo.keys(), self._context.state
-        wrapped = keys if self._password_unlock else None
+        wrapped = None
+        if self._password_unlock:
+            wrapped = keys = present_keys(self.sudo, await self._log.read())
         unlocker = await asyncio.to_thread(
             make_unlocker, password, state.home.name, state.home.server_id, self._context.entropy, wrapped
         )

@@ -6,7 +6,7 @@ import logging
 
 import msgspec
 
-from twinlock.client.account_log import AccountLog
+from twinlock.client.account_log import AccountLog, present_keys
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.device_state import DeviceMemo, DeviceName
@@ -187,7 +187,7 @@ class Devices:
         if device not in state.devices:
             raise PairingRefusedError("this device was revoked before: it begins again with new keys")
         # The log may have brought a new key of the account meanwhile.
-        sealed = seal_account_keys(self._sudo.keys(), device, found.kem_pk)
+        sealed = seal_account_keys(present_keys(self._sudo, state), device, found.kem_pk)
         await self._connection.call("pairing.approve", ApprovePairing(device, sealed), Nothing)
         return pairing_digits(state.account, device)
 
