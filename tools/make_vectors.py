@@ -21,6 +21,7 @@ from tools import (
     vectors_logs,
     vectors_members,
     vectors_merging,
+    vectors_nodes,
     vectors_people,
     vectors_sessions,
 )
@@ -35,6 +36,7 @@ MAKERS: dict[str, Callable[[], Vector]] = {
     **vectors_logs.MAKERS,
     **vectors_members.MAKERS,
     **vectors_people.MAKERS,
+    **vectors_nodes.MAKERS,
     **vectors_envelopes.MAKERS,
     **vectors_documents.MAKERS,
     **vectors_merging.MAKERS,
