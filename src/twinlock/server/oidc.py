@@ -40,12 +40,14 @@ class Issuer:
     __slots__ = (
         "_fetched_ms",
         "_fetching",
+        "_is_here",
         "_is_reached",
         "_keys",
         "_now_ms",
         "_refetch_ms",
         "_rules",
         "_tasks",
+        "_tls",
         "_tried_ms",
         "_url",
     )
@@ -53,6 +55,10 @@ class Issuer:
     def __init__(self, settings: Settings, tasks: Tasks, now_ms: Callable[[], int]) -> None:
         self._rules = TokenRules(settings.oidc_issuer, settings.oidc_audience, int(settings.oidc_leeway_s * 1000))
         self._url = settings.oidc_jwks_url
+        # A proxy of the environment is not for this machine's own addresses.
+        self._is_here = is_loopback_url(self._url)
+        # Reading all the certificates of the world takes long: once, and not while sessions wait.
+        self._tls = httpx.create_ssl_context() if self._url.startswith("https:") else False
         self._refetch_ms = int(settings.oidc_refetch_s * 1000)
         self._tasks = tasks
         self._now_ms = now_ms
@@ -108,10 +114,9 @@ class Issuer:
 
     async def _fetch(self) -> None:
         try:
-            # No client stays open between two requests that are minutes apart. A proxy of the environment is not for
-            # this machine's own addresses.
+            # No client stays open between two requests that are minutes apart.
             async with httpx.AsyncClient(
-                timeout=FETCH_TIMEOUT_S, trust_env=not is_loopback_url(self._url), follow_redirects=False
+                timeout=FETCH_TIMEOUT_S, verify=self._tls, trust_env=not self._is_here, follow_redirects=False
             ) as client:
                 self._keys = read_keys(await _download(client, self._url))
             self._fetched_ms, self._is_reached = self._tried_ms, True
