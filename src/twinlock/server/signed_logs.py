@@ -12,9 +12,17 @@ from collections.abc import Sequence
 import msgspec
 
 from twinlock.contracts import Directory, KeyService
-from twinlock.errors import KeyServiceError, StoreError, TwinlockError
+from twinlock.errors import (
+    KeyServiceError,
+    LeaseRefusedError,
+    LogConflictError,
+    LogInvalidError,
+    StoreError,
+    TwinlockError,
+)
 from twinlock.ids import LogId
 from twinlock.protocol.calls import LogHead, SignedEntry
+from twinlock.protocol.limits import LOG_PAGE_ENTRIES_MAX
 from twinlock.server.together import together
 
 _decode_entry = msgspec.msgpack.Decoder(SignedEntry).decode
@@ -22,7 +30,7 @@ _encode = msgspec.msgpack.encode
 
 
 class SignedLogs:
-    """Appends to both, in that order, and on load takes the longer of the two."""
+    """Appends to both, in that order, and on load takes the longer of the two; the shorter is mended."""
 
     __slots__ = ("_directory", "_keys", "_under_way")
 
@@ -104,9 +112,28 @@ class SignedLogs:
         return entries
 
     async def _completed(self, log: LogId, entries: list[SignedEntry]) -> list[SignedEntry]:
+        if entries:
+            try:
+                head = await self._keys.append_log(log, len(entries), [])
+            except LogConflictError:
+                await self._give_back(log, entries)
+                return entries
+            if head.seq == len(entries):
+                return entries
         missing = await self._keys.read_log(log, len(entries))
         await self._mirror(log, len(entries), missing)
         return entries + missing
+
+    async def _give_back(self, log: LogId, entries: Sequence[SignedEntry]) -> None:
+        """Give a key service what it lacks: one that was restored must not forget who was revoked or lowered since.
+
+        It checks them like any others. An epoch whose key it lost with them it cannot take.
+        """
+        try:
+            for first in range(0, len(entries), LOG_PAGE_ENTRIES_MAX):
+                await self._keys.append_log(log, first, entries[first : first + LOG_PAGE_ENTRIES_MAX])
+        except (LogConflictError, LogInvalidError, LeaseRefusedError) as exc:
+            raise KeyServiceError("it was set back to before this log's newest keys were made") from exc
 
     async def _mirror(self, log: LogId, after: int, entries: Sequence[SignedEntry]) -> None:
         # One commit carries them all; should only some get there, the gap is seen.
