@@ -6,7 +6,10 @@ import pytest
 
 from tests.unit.sender_kit import NOW, SenderWorld
 from twinlock.document.fields import array_remove, array_union, delete_field, increment
+from twinlock.document.operations import Edit, encode_change
 from twinlock.errors import DocumentTooLargeError, InvalidDataError, RoleError
+from twinlock.ids import NO_ENVELOPE, Counter
+from twinlock.protocol.clock import Hlc
 from twinlock.protocol.envelope import Kind, parse
 from twinlock.protocol.frames import Reject
 from twinlock.protocol.limits import CLOCK_SKEW_MS_MAX
@@ -461,20 +464,24 @@ def test_what_no_longer_fits_into_memory_is_sent_all_the_same(world, monkeypatch
     assert len(world.documents()) == 4
 
 
-def test_a_change_of_an_earlier_role_goes_out_as_a_drop(world):
+def test_changes_of_an_earlier_role_go_out_as_drops_if_a_sender_may_write_them(world):
     world.write("-1", {"a": 1})
-    payload = payload_of(world)
+    other = encode_change([Edit("c", "shared", Hlc(1 << 16), [[0, b"", {"a": 1}]])])
 
-    assert world.sender.take_over([payload]) == [2]
+    assert world.sender.take_over([payload_of(world), other], (Counter(0), NO_ENVELOPE)) == [2, None]
+    world.start()
     world.attach()
     world.exchange()
 
     assert list(world.documents()) == ["-1"]
     assert len(world.entries) == 2
+    [refused] = world.sender.refused()
+    assert (refused.token, refused.code) == (3, "role_forbids")
+    assert open_payload(parse(refused.payload), world.space.keys) == other
 
 
 def payload_of(world):
-    [data] = world.sender.pending_envelopes()
+    [data] = world.sender.pending_envelopes().values()
     return open_payload(parse(data), world.space.keys)
 
 

@@ -22,11 +22,12 @@ class Attachments:
     def attach(self, runtime: SpaceRuntime) -> None:
         """Ask for delivery of a space from its cursor on, anew if it is attached."""
         session = self._connection.session
-        if session is None or runtime.replica is None:
+        links = runtime.links
+        if session is None or not links:
             return
         if session.is_attached(runtime.space):
             session.detach(runtime.space)
-        request = runtime.replica.attach_request()
+        request = links[0].attach_request()
         session.attach(request.space, request.incarnation, request.cursor)
         self._connection.output()
 
@@ -39,7 +40,7 @@ class Attachments:
     def detach(self, runtime: SpaceRuntime) -> None:
         """End delivery of a space."""
         session = self._connection.session
-        if session is not None and runtime.replica is not None:
+        if session is not None and runtime.links:
             session.detach(runtime.space)
             self._connection.output()
 
@@ -49,8 +50,9 @@ class Attachments:
         if session is None:
             return
         for runtime in runtimes:
-            if runtime.attached and runtime.replica is not None and runtime.may_push:
-                self._pushes.extend((runtime.space, push) for push in runtime.replica.outgoing(now_ms))
+            if runtime.attached and runtime.may_push:
+                for link in runtime.links[-1:]:
+                    self._pushes.extend((runtime.space, push) for push in link.outgoing(now_ms))
         while self._pushes and session.push_room > 0:
             space, push = self._pushes.popleft()
             if session.is_attached(space):

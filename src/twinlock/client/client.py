@@ -357,13 +357,13 @@ class Client:
     @property
     def refused(self) -> Mapping[str, list[RefusedWrite]]:
         """The writes that the server refused for good, by space id; they stay until `forget_refused`."""
-        replicas = self._courier.replicas()
-        return {space.hex(): found for space, replica in replicas.items() if (found := replica.refused())}
+        runtimes = self._courier.runtimes
+        return {space.hex(): found for space, runtime in runtimes.items() if (found := runtime.refused())}
 
     def forget_refused(self) -> None:
         """Drop the refused writes, once the application has dealt with them."""
-        for replica in self._courier.replicas().values():
-            replica.forget_refused([write.token for write in replica.refused()])
+        for runtime in self._courier.runtimes.values():
+            runtime.forget_refused()
 
     @property
     def quarantine(self) -> Mapping[str, list[QuarantinedEnvelope]]:

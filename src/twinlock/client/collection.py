@@ -91,7 +91,7 @@ class DocumentHandle(Generic[Model]):
     def _dump(self, data: Data | Model, merge: bool) -> Data:
         if self._schema is None or merge:
             return data  # type: ignore[return-value]  # checked when it is written
-        known = None if self._space.runtime.is_locked else self._space.get(self.collection, self.id)
+        known = None if self._space.runtime.replica is None else self._space.get(self.collection, self.id)
         return self._schema.dump(data, known)
 
 

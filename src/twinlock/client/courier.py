@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from twinlock.client.attachments import Attachments
 from twinlock.client.chores import Chore, Chores
@@ -20,6 +20,7 @@ from twinlock.errors import (
     ApprovalPendingError,
     ClosedError,
     DeviceRevokedError,
+    KeyWornOutError,
     LeaseExpiredError,
     LogForkError,
     RemovedError,
@@ -34,6 +35,7 @@ from twinlock.protocol.client import Event, Welcomed
 from twinlock.protocol.frames import LOG_GROWN, Ack, Attached, Entries, Leases, Notice, Reject
 from twinlock.replica import events
 from twinlock.replica.replica import Replica
+from twinlock.replica.sender import Sender
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +103,7 @@ class Courier(Peer):
         """Look at the clock: lock what has ended, renew what ends soon, push what was held back."""
         now_ms = self._now_ms()
         for runtime in self.runtimes.values():
-            if not runtime.is_locked and runtime.keyring.locked(now_ms):
+            if runtime.replica is not None and runtime.keyring.locked(now_ms):
                 self._lock(runtime)
             self._leases.renew(runtime)
         for tender in self.tenders:
@@ -175,34 +177,35 @@ class Courier(Peer):
         if isinstance(event, Leases):
             self._on_leases(runtime, event, now_ms)
             return
-        replica = runtime.replica
-        if replica is None:
-            return
+        links = runtime.links
+        if links:
+            self._deliver(runtime, links, event, now_ms)
+
+    def _deliver(self, runtime: SpaceRuntime, links: Sequence[Replica | Sender], event: Event, now_ms: int) -> None:
         match event:
             case Attached():
                 runtime.attached = True
-                replica.on_attached(event, now_ms)
+                for link in links:
+                    link.on_attached(event, now_ms)
                 _check_log_head(runtime, event)
                 # What lies in quarantine may have waited for a log that the last connection could not read.
-                if event.log_seq != runtime.keyring.log.seq or replica.quarantined():
+                if event.log_seq != runtime.keyring.log.seq or links[0].quarantined():
                     self._want_logs(runtime)
             case Entries():
-                replica.on_entries(event, now_ms)
+                links[0].on_entries(event, now_ms)
             case Ack():
-                replica.on_ack(event, now_ms)
+                links[-1].on_ack(event, now_ms)
             case Reject():
-                replica.on_reject(event, now_ms)
+                links[-1].on_reject(event, now_ms)
 
     def work(self) -> bool:
         """Do a slice for each space, tell listeners, and push."""
         now_ms = self._now_ms()
         more = False
         for runtime in self.runtimes.values():
-            replica = runtime.replica
-            if replica is None:
-                continue
+            links = runtime.links
             try:
-                more = replica.work(now_ms) or more
+                more = any([link.work(now_ms) for link in links]) or more
             except LeaseExpiredError:
                 self.tend()
                 continue
@@ -210,7 +213,8 @@ class Courier(Peer):
                 # What the replica holds in memory may be ahead of the disk; a new connection begins from the file.
                 runtime.renew(now_ms)
                 raise
-            self._take_events(runtime)
+            for link in links:
+                self._take_events(runtime, link)
             runtime.subscriptions.publish(now_ms)
         self._attachments.push(self.runtimes.values(), now_ms)
         self._waiters.check()
@@ -240,13 +244,13 @@ class Courier(Peer):
         for runtime in self.runtimes.values():
             runtime.attached = False
             self._leases.forget_requests(runtime)
-            if runtime.replica is not None:
-                runtime.replica.on_disconnected()
+            for link in runtime.links:
+                link.on_disconnected()
 
     def _wake_ms(self, now_ms: int) -> int:
         # Without a session there is nothing that a replica could do with its turn.
-        replicas = self.replicas() if self._connection.session is not None else {}
-        moments = [replica.wake_ms() for replica in replicas.values()]
+        runtimes = self.runtimes.values() if self._connection.session is not None else ()
+        moments = [link.wake_ms() for runtime in runtimes for link in runtime.links]
         return min((moment for moment in moments if moment is not None), default=now_ms + TEND_INTERVAL_MS)
 
     def on_failure(self, failure: TwinlockError) -> None:
@@ -264,8 +268,8 @@ class Courier(Peer):
         # A log that is being read may open what was delivered before it.
         return self._chores.is_idle and all(
             runtime.attached
-            and runtime.replica is not None
-            and not runtime.replica.syncing
+            and not runtime.is_locked
+            and not any(link.syncing for link in runtime.links)
             and runtime.pending_count == 0
             for runtime in self.runtimes.values()
             # A space that this device is refused is not waited for.
@@ -323,12 +327,11 @@ class Courier(Peer):
 
     # What replicas and the server ask for
 
-    def _take_events(self, runtime: SpaceRuntime) -> None:
-        assert runtime.replica is not None
-        for event in runtime.replica.take_events():
+    def _take_events(self, runtime: SpaceRuntime, link: Replica | Sender) -> None:
+        for event in link.take_events():
             match event:
                 case events.WritesConfirmed() | events.WritesRefused():
-                    runtime.settle(event)
+                    runtime.settle(event, link)
                     if isinstance(event, events.WritesRefused):
                         # The role may have changed, or ended.
                         self._want_logs(runtime)
@@ -340,8 +343,17 @@ class Courier(Peer):
                     self._leases.renew(runtime)
                 case events.PushHeld():
                     logger.info("held back", extra={"space": runtime.space.hex(), "code": event.code})
+                case events.RotationWanted():
+                    self._on_worn_key(runtime, event)
                 case events.CutWanted() | events.KeyringRowsWanted():
                     self._want_call(runtime, event)
+
+    def _on_worn_key(self, runtime: SpaceRuntime, event: events.RotationWanted) -> None:
+        logger.warning(
+            "a device's key wants a new epoch", extra={"space": runtime.space.hex(), "is_worn_out": event.is_worn_out}
+        )
+        if event.is_worn_out:
+            self._connection.last_error = KeyWornOutError(f"epoch {event.epoch}")
 
     def _want_call(self, runtime: SpaceRuntime, event: events.CutWanted | events.KeyringRowsWanted) -> None:
         if isinstance(event, events.KeyringRowsWanted):
@@ -406,7 +418,11 @@ class Courier(Peer):
         if self._end_if_over(runtime):
             return
         self._leases.ask_anew(runtime)
+        links = runtime.links
         runtime.keys_changed(self._now_ms())
+        if links and links != runtime.links:
+            # The role has changed: what this device is delivered, and what it sends, is something else now.
+            self._attachments.attach(runtime)
         self._attachments.attach_if_new(runtime)
         self._leases.renew(runtime)
         self._show_locked()

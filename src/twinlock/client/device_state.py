@@ -217,6 +217,10 @@ class DeviceState:
         """Keep this account's Keyring row, so that a restored server can have it back."""
         self._put({f"keyring-row/{space.hex()}": row})
 
+    def forget_keyring_row(self, space: SpaceId) -> None:
+        """Delete this account's Keyring row: it may read the space no more."""
+        self._vault.put({f"keyring-row/{space.hex()}": None})
+
     def title_index(self, space: SpaceId) -> bytes:
         """Return what a space's name is filed under (empty: not known yet)."""
         return self._vault.get(f"title-index/{space.hex()}") or b""

@@ -42,6 +42,8 @@ class LeaseKeeper:
         """Ask for the keys that are missing or end soon, if it is time to."""
         session = self._connection.session
         now_ms = self._context.clock.now_ms()
+        if runtime.is_sender:
+            return
         if session is None or runtime.end is not None or runtime.lease_nonce or self._is_early(runtime, now_ms):
             return
         wanted = runtime.keyring.wanted_epochs(now_ms)

@@ -63,6 +63,11 @@ class ReplicaFile:
                 self._write(file_key, newest)
         return LocalStore.open(self._folder / REPLICA_FILE_NAME, file_key)
 
+    def erase(self) -> None:
+        """Delete the file's key first, then the file."""
+        for name in (KEY_FILE_NAME, REPLICA_FILE_NAME, f"{REPLICA_FILE_NAME}-wal", f"{REPLICA_FILE_NAME}-shm"):
+            (self._folder / name).unlink(missing_ok=True)
+
     def rewrap(self, keys: dict[Epoch, EpochKeys]) -> None:
         """Wrap the file's key to the newest epoch, so that an earlier one no longer opens it."""
         wrapped = self._read()

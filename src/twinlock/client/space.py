@@ -16,6 +16,7 @@ from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.document.schema import Schema
 from twinlock.errors import RoleError
 from twinlock.protocol.space_log import Role
+from twinlock.replica.sender_writes import own_prefix
 from twinlock.sealing.invites import InviteTerms
 
 
@@ -39,6 +40,11 @@ class Space:
     def locked(self) -> bool:
         """Whether the lease has ended: reading waits for the server, writing goes on."""
         return self._handle.runtime.is_locked
+
+    @property
+    def own_prefix(self) -> str:
+        """What the ids of all documents begin with that this account may write as a sender: its own id, in hex."""
+        return own_prefix(self._runtime.keyring.account)
 
     @overload
     def collection(self, name: str) -> Collection[dict[str, Any]]: ...

@@ -14,10 +14,11 @@ from twinlock.client.subscriptions import Listener
 from twinlock.client.writes import Write
 from twinlock.document.document import Document
 from twinlock.document.query import Query
-from twinlock.errors import ClosedError, LeaseExpiredError, StoreError, TwinlockError
+from twinlock.errors import ClosedError, LeaseExpiredError, RoleError, StoreError, TwinlockError
 from twinlock.ids import SpaceId
 from twinlock.replica.batch import Batch
 from twinlock.replica.replica import Replica
+from twinlock.replica.sender_writes import own_prefix
 
 GROUP_WRITES_MAX = 512
 """Writes that share one flush; more are flushed in the next loop turn, so that the application is not kept waiting."""
@@ -66,8 +67,9 @@ class SpaceHandle:
         return self._sharing
 
     def new_id(self) -> str:
-        """Return a random id for a document."""
-        return self._context.entropy(16).hex()
+        """Return a random id for a document; a sender's begins with its account."""
+        own = own_prefix(self._runtime.keyring.account) + "-" if self._runtime.is_sender else ""
+        return own + self._context.entropy(16).hex()
 
     # Reading
 
@@ -96,14 +98,14 @@ class SpaceHandle:
         self, query: Query, listener: Listener, closed: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         """Tell a listener a query's result, now and later; while locked it is told once there is a lease."""
-        self._check_open()
+        self._check_reads()
         if closed is not None:
             self._closers.append(closed)
         return self._runtime.subscriptions.add(query, listener, self.now_ms())
 
     def watch_document(self, collection: str, id: str, listener: Listener) -> Callable[[], None]:
         """Tell a listener a document, now and later."""
-        self._check_open()
+        self._check_reads()
         return self._runtime.subscriptions.watch(collection, id, listener)
 
     # Writing
@@ -166,11 +168,16 @@ class SpaceHandle:
                 stored.set_exception(error)
 
     def _open(self) -> Replica:
-        self._check_open()
+        self._check_reads()
         replica = self._runtime.replica
         if replica is None or self._runtime.keyring.locked(self.now_ms()):
             raise LeaseExpiredError
         return replica
+
+    def _check_reads(self) -> None:
+        self._check_open()
+        if self._runtime.is_sender:
+            raise RoleError("a sender reads nothing")
 
     def _check_open(self) -> None:
         if self._closed_by is not None:

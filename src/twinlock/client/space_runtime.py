@@ -12,7 +12,10 @@ import msgspec
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.endings import SpaceEnd
 from twinlock.client.local_store import LocalStore
+from twinlock.client.private_files import make_private_folder
 from twinlock.client.replica_file import ReplicaFile
+from twinlock.client.sender_file import SenderFile
+from twinlock.client.sender_space import SenderSpace, may_write_changes
 from twinlock.client.side_file import SideFile
 from twinlock.client.subscriptions import Subscriptions
 from twinlock.client.writes import Write
@@ -23,13 +26,15 @@ from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.envelope import parse
 from twinlock.protocol.labels import label
 from twinlock.protocol.proofs import verify
-from twinlock.protocol.space_log import NEEDS_KEYSTORE
+from twinlock.protocol.space_log import NEEDS_KEYSTORE, Role
 from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.batch import Batch
 from twinlock.replica.events import ReplicaEvent, WritesConfirmed, WritesRefused
 from twinlock.replica.keyring import LEASE_RENEWAL_MS, Keyring
 from twinlock.replica.locked import LockedOutbox, open_records
 from twinlock.replica.replica import Replica
+from twinlock.replica.sender import Sender
+from twinlock.replica.store import RefusedWrite
 from twinlock.sealing.quarantine import QuarantineReason
 from twinlock.sealing.space_entries import open_title, title_index
 from twinlock.sealing.space_keys import EpochKeys
@@ -47,7 +52,9 @@ class SpaceRuntime:
         "_context",
         "_entries",
         "_file",
+        "_folder",
         "_locked_writes",
+        "_sender",
         "_side",
         "_store",
         "_writes",
@@ -75,10 +82,11 @@ class SpaceRuntime:
         self._entries = list(entries)
         self.space: SpaceId = log.space
         self.keyring = Keyring(log, state.account_kem, device_keys, LEASE_RENEWAL_MS - _spread_ms(context))
-        folder = context.profile.space_folder(self.space)
+        folder = self._folder = context.profile.space_folder(self.space)
         self._file = ReplicaFile(folder, device_keys.device, state.store_key, context.entropy)
         self._side = SideFile(folder)
         self._store: LocalStore | None = None
+        self._sender: SenderSpace | None = None
         self._locked_writes: list[Write] = []
         self._writes: WeakValueDictionary[int, Write] = WeakValueDictionary()
         self.replica: Replica | None = None
@@ -137,15 +145,32 @@ class SpaceRuntime:
 
     @property
     def rotation_wanted(self) -> bool:
-        """Whether the space needs a new epoch: somebody who can derive the newest keys should no longer."""
-        return self.keyring.log.wants_rotation
+        """Whether the space needs a new epoch.
+
+        Somebody who can derive the newest keys should no longer, or this device's key has sealed half of what it may.
+        """
+        is_worn = self.replica is not None and self.replica.rotation_wanted
+        return self.keyring.log.wants_rotation or is_worn
 
     # Open and locked
 
     @property
     def is_locked(self) -> bool:
-        """Tell whether the space cannot be read now."""
-        return self.replica is None
+        """Tell whether the space cannot be read now, though this account may."""
+        return self.replica is None and not self.is_sender
+
+    @property
+    def is_sender(self) -> bool:
+        """Tell whether this account may only send."""
+        return self.keyring.log.role_of(self.keyring.account) is Role.SENDER
+
+    @property
+    def links(self) -> list[Replica | Sender]:
+        """What frames go to: the replica, and the sender while it has something to send; who pushes is the last."""
+        links: list[Replica | Sender] = [] if self.replica is None else [self.replica]
+        if self._sender is not None and (self.replica is None or self._sender.sender.is_busy):
+            links.append(self._sender.sender)
+        return links
 
     def open(self, now_ms: int) -> bool:
         """Open the replica if both keys are at hand; return whether it is open.
@@ -155,6 +180,9 @@ class SpaceRuntime:
         """
         if self.end is not None:
             return False
+        self._open_sender()
+        if self.is_sender:
+            return True
         if self.replica is None and self.keyring.locked(now_ms):
             # A lease that has ended stays no longer on the disk than in memory.
             self.keep_keys()
@@ -164,6 +192,7 @@ class SpaceRuntime:
                 self._store = self._file.open(keys)
             except LeaseExpiredError:
                 return False
+            self._take_in_drops()
             self._make_replica()
             self.was_open = True
             self._absorb(now_ms)
@@ -176,6 +205,41 @@ class SpaceRuntime:
         self.subscriptions.close()
         self._make_replica()
         self._reopen_subscriptions(now_ms)
+
+    def _open_sender(self) -> None:
+        """Open the file of drops if there is one, or may be one."""
+        if self._sender is None and (self.is_sender or SenderFile.exists(self._folder)):
+            make_private_folder(self._folder)
+            self._sender = SenderSpace(self._context, self.keyring, self._folder)
+        self._drop_used_up()
+
+    def _drop_used_up(self) -> None:
+        if self._sender is not None and not self.is_sender and self._sender.is_used_up:
+            self._sender.remove()
+            self._sender = None
+
+    def _take_in_drops(self) -> None:
+        """Make ordinary writes of the drops that wait; who may only read still sends them as they are."""
+        assert self._store is not None
+        if self._sender is not None and may_write_changes(self.keyring):
+            self._writes.update(self._sender.hand_over(self._store))
+            self._drop_used_up()
+
+    def _become_sender(self) -> None:
+        """Seal what the server does not have as drops, and forget what this account may read no more.
+
+        A replica that is locked at this moment stays as it is, unreadable: what waits in it comes back with the keys.
+        """
+        self._open_sender()
+        if self._store is not None and self._sender is not None:
+            self._sender.take_over(self._store, self._writes)
+            self._close_replica()
+            self._file.erase()
+            self.was_open = False
+        self.keyring.forget()
+        self.keep_keys()
+        self._context.state.forget_keyring_row(self.space)
+        self.title = None
 
     def _make_replica(self) -> None:
         assert self._store is not None
@@ -197,13 +261,19 @@ class SpaceRuntime:
 
     def lock(self) -> None:
         """Close the replica and drop every key that came by lease."""
-        self.close()
+        self._close_replica()
         self.keyring.lock()
         self.keep_keys()
         self.title = None
 
     def close(self) -> None:
-        """Close the replica."""
+        """Close everything of the space."""
+        if self._sender is not None:
+            self._sender.close()
+            self._sender = None
+        self._close_replica()
+
+    def _close_replica(self) -> None:
         self.subscriptions.close()
         self.replica = None
         self.attached = False
@@ -216,8 +286,7 @@ class SpaceRuntime:
 
         Writes that the server never had are lost with it; those who hold their handles are told.
         """
-        refused = self.replica.refused() if self.replica is not None else []
-        unsent = self.pending_count + len(refused)
+        unsent, handles = self.pending_count + len(self.refused()), self._handles
         self.end = msgspec.structs.replace(end, unsent_writes=unsent)
         logger.warning(
             "a space has ended",
@@ -228,19 +297,31 @@ class SpaceRuntime:
         self.keyring.forget()
         self.title = None
         self._context.profile.erase_space(self.space)
-        for write in [*self._writes.values(), *self._locked_writes]:
+        for write in handles:
             write.settle(end.error())
         for listener in self.on_end:
             listener(self.end)
 
     def abandon_writes(self, error: TwinlockError) -> None:
         """Tell those who wait for the server that they wait in vain."""
-        for write in [*self._writes.values(), *self._locked_writes]:
+        for write in self._handles:
             write.abandon(error)
+
+    @property
+    def _handles(self) -> list[Write]:
+        sent = [] if self._sender is None else self._sender.handles
+        return [*self._writes.values(), *self._locked_writes, *sent]
 
     def keys_changed(self, now_ms: int) -> None:
         """The keyring knows more than before: keep it, open what it opens, wrap the file's key anew."""
         if self.end is not None:
+            return
+        if self.is_sender:
+            if self.replica is not None or self.keyring.has_member_key:
+                self._become_sender()
+            self.open(now_ms)
+            for link in self.links:
+                link.keys_changed(now_ms)
             return
         self.keep_keys()
         if self.replica is None:
@@ -292,15 +373,31 @@ class SpaceRuntime:
     @property
     def pending_count(self) -> int:
         """Writes that the server does not have."""
-        if self.replica is not None:
-            return self.replica.pending_count
         if self.end is not None:
             return 0
-        return len(self._side.records())
+        sent = 0 if self._sender is None else self._sender.sender.pending_count
+        if self.replica is not None:
+            return sent + self.replica.pending_count
+        return sent + len(self._side.records())
+
+    def refused(self) -> list[RefusedWrite]:
+        """Return the writes that can never be sent."""
+        sent = [] if self._sender is None else self._sender.sender.refused()
+        return [*sent, *(self.replica.refused() if self.replica is not None else [])]
+
+    def forget_refused(self) -> None:
+        """Drop the refused writes, once the application has dealt with them."""
+        keepers: list[Replica | Sender] = [] if self.replica is None else [self.replica]
+        keepers += [] if self._sender is None else [self._sender.sender]
+        for keeper in keepers:
+            keeper.forget_refused([write.token for write in keeper.refused()])
+        self._drop_used_up()
 
     @property
     def may_push(self) -> bool:
         """Tell whether anything waits for the server; without a look at the file."""
+        if self._sender is not None and self._sender.sender.pending_count:
+            return True
         return self._store is not None and bool(self._store.pending_count() or self._store.frozen_count())
 
     def write_all(self, writes: Sequence[tuple[Batch, Write]], now_ms: int) -> list[TwinlockError | None]:
@@ -311,6 +408,8 @@ class SpaceRuntime:
         """
         if self.end is not None:
             raise self.end.error()
+        if self.is_sender and self._sender is not None:
+            return self._sender.write_all(writes, now_ms)
         if self.replica is not None and self.keyring.locked(now_ms):
             self.lock()
         if self.replica is None or self._store is None:
@@ -359,8 +458,12 @@ class SpaceRuntime:
         self._locked_writes.clear()
         self._side.clear()
 
-    def settle(self, event: ReplicaEvent) -> None:
-        """Tell the handles of writes what became of them."""
+    def settle(self, event: ReplicaEvent, link: Replica | Sender) -> None:
+        """Tell the handles of writes what became of them, as one of `links` says."""
+        if self._sender is not None and link is self._sender.sender:
+            self._sender.settle(event)
+            self._drop_used_up()
+            return
         match event:
             case WritesConfirmed():
                 for token in event.tokens:

@@ -166,8 +166,7 @@ class DropLog:
                 self.chain = OwnChain(counter, identifier, clock)
                 self.next_token = max(self.next_token, next_token)
             case Forgotten(tokens):
-                self._move(tokens, self.kept, {})
-                self._move(tokens, self.refused, {})
+                self._forget(tokens)
             case Lost(tokens):
                 for slot in self._move(tokens, self.kept, self.pending):
                     slot.acked_ms = 0
@@ -187,6 +186,11 @@ class DropLog:
             self.pending[drop.token] = slot
             self._by_counter[slot.counter] = drop.token
         self.chain = OwnChain(slot.counter, parse(drop.data).id, drop.clock)
+
+    def _forget(self, tokens: Iterable[int]) -> None:
+        for token in tokens:
+            for slots in (self.kept, self.refused, self.pending):
+                slots.pop(token, None)
 
     @staticmethod
     def _move(tokens: Iterable[int], source: dict[int, Slot], target: dict[int, Slot]) -> list[Slot]:

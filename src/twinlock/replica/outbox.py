@@ -128,6 +128,26 @@ class Outbox:
         self.chain = chain
         return token, shown
 
+    def write_change(self, payload: bytes) -> int:
+        """Store a change that was sealed in another way before, stamps and all; return its token."""
+        with self._store.transaction(durable=True):
+            work = WorkingSet(self._store)
+            edits = decode_change(payload).edits
+            keys = list(dict.fromkeys((edit.collection, edit.id) for edit in edits))
+            work.load(keys)
+            for edit in edits:
+                work.open((edit.collection, edit.id)).write(edit, self._device)
+            for key in keys:
+                work.open(key).pending += 1
+            latest = max((edit.stamp for edit in edits), default=Hlc(0))
+            if latest > self._clock.latest:
+                self._clock = HybridClock(latest)
+            token = self._store.add_write(payload, keys)
+            work.flush()
+            self.chain = self._with_clock(self.chain)
+            save_chain(self._store, self.chain)
+        return token
+
     @property
     def absorbed_mark(self) -> bytes | None:
         """The mark of the newest write that came from the side file."""

@@ -16,7 +16,7 @@ import msgspec
 from twinlock.document.conflicts import Conflict
 from twinlock.document.document import Document
 from twinlock.document.query import Query
-from twinlock.errors import LeaseExpiredError, error_from_code
+from twinlock.errors import LeaseExpiredError, RoleError, error_from_code
 from twinlock.ids import Counter, EnvelopeId, Epoch, Seq
 from twinlock.protocol.calls import CutResult
 from twinlock.protocol.frames import Ack, Attach, Attached, Entries, Reject
@@ -38,15 +38,13 @@ from twinlock.replica.keyring import Keyring
 from twinlock.replica.live import LiveQueries, LiveQuery, QuerySnapshot
 from twinlock.replica.outbox import Outbox
 from twinlock.replica.rebase import is_read
-from twinlock.replica.store import QuarantinedEnvelope, RefusedWrite, ReplicaStore, decode_value
+from twinlock.replica.retries import RETRY_MS_MIN, ROLE_RETRY_MS
+from twinlock.replica.store import OwnEnvelope, QuarantinedEnvelope, RefusedWrite, ReplicaStore, decode_value
 from twinlock.replica.upkeep import DEFAULT_UPKEEP, Upkeep, UpkeepSettings
 from twinlock.replica.wear import DEFAULT_WEAR, WearLimits
 from twinlock.sealing.cipher import Sealer
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.sealing.suite import Entropy
-
-RETRY_MS_MIN = 250
-"""A refused push is not tried again sooner than this."""
 
 
 class Replica:
@@ -61,6 +59,7 @@ class Replica:
         "_acks",
         "_attaches",
         "_awaited",
+        "_doubts_role",
         "_epoch_awaited",
         "_events",
         "_held_until_ms",
@@ -99,6 +98,7 @@ class Replica:
         self._own_at_attach = Counter(0)
         self._is_attached = False
         self._is_caught_up = False
+        self._doubts_role = False
         self._target = Seq(0)
         self._held_until_ms = 0
         self._epoch_awaited = Epoch(0)
@@ -165,6 +165,7 @@ class Replica:
         self._is_attached = True
         self._is_caught_up = False
         self._held_until_ms = 0
+        self._doubts_role = False
         self._outbox.connect()
         self._upkeep.reset(frame.log_bytes, frame.start)
         self._server_head = (frame.own_counter, frame.own_id)
@@ -347,7 +348,12 @@ class Replica:
             case "later" | "now":
                 self._hold(now_ms + max(frame.retry_after_ms, RETRY_MS_MIN), frame.code)
             case "reseal":
-                self._reseal(frame)
+                self._reseal(frame, sealed)
+            case _ if frame.code == RoleError.code and not self._doubts_role:
+                # Whether the role has changed is for the signed log to say: then these writes may go another way.
+                self._doubts_role = True
+                self._events.append(LogsWanted())
+                self._hold(now_ms + ROLE_RETRY_MS, frame.code)
             case _:
                 self._refuse(frame)
         self._outbox.resend_after(Counter(min(frame.counter - 1, frame.own_counter)))
@@ -356,10 +362,10 @@ class Replica:
         self._held_until_ms = until_ms
         self._events.append(PushHeld(until_ms, code))
 
-    def _reseal(self, frame: Reject) -> None:
+    def _reseal(self, frame: Reject, sealed: OwnEnvelope) -> None:
         """Seal again what the server does not have, on top of the head that it has."""
         if frame.code == "stale_epoch":
-            self._epoch_awaited = Epoch(int.from_bytes(self._sealed_epoch(frame.counter), "big"))
+            self._epoch_awaited = Epoch(int.from_bytes(sealed.data[4:8], "big"))
             self._events += [LogsWanted(), LeaseWanted()]
         with self._store.transaction(durable=True):
             if frame.counter > frame.own_counter + 1 and self._outbox.lowest_frozen() != frame.counter:
@@ -375,10 +381,6 @@ class Replica:
             self._outbox.adopt(*(head or (frame.own_counter, frame.own_id)))
         self._server_head = None
         self._await(frame.own_counter, frame.own_id)
-
-    def _sealed_epoch(self, counter: Counter) -> bytes:
-        sealed = self._store.own_envelope(counter)
-        return sealed.data[4:8] if sealed is not None else b""
 
     def _refuse(self, frame: Reject) -> None:
         with self._store.transaction(durable=True):
@@ -401,6 +403,8 @@ class Replica:
         """The keyring has newer logs or a lease: what lies in quarantine is judged again."""
         # If the epoch has not changed, the refusal was of an envelope that has been sealed again meanwhile.
         self._epoch_awaited = Epoch(0)
+        if self._doubts_role:
+            self._held_until_ms = 0
         if not self._keyring.locked(now_ms):
             self._inbox.retry(now_ms)
             self._after_merge()

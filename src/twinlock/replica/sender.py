@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+
 from twinlock.document.stamps import Stamp
 from twinlock.errors import RoleError, TwinlockError, error_from_code
 from twinlock.ids import Counter, EnvelopeId, Seq
@@ -23,7 +25,8 @@ from twinlock.replica.drops import Acked, Drop, DropLog, Forgotten, Head, Lost, 
 from twinlock.replica.events import LogsWanted, PushHeld, ReplicaEvent, WritesConfirmed, WritesRefused
 from twinlock.replica.keyring import Keyring
 from twinlock.replica.outbox import CLOCK_AHEAD_MS_MAX
-from twinlock.replica.sender_writes import SenderWrites
+from twinlock.replica.retries import RETRY_MS_MIN, ROLE_RETRY_MS
+from twinlock.replica.sender_writes import SenderWrites, is_own
 from twinlock.replica.state import OwnChain
 from twinlock.replica.store import RefusedWrite
 from twinlock.replica.upkeep import KEEP_MS
@@ -43,11 +46,8 @@ IN_FLIGHT_MAX = 4 * PUSH_ENVELOPES_MAX
 HOLD_MS_MAX = 24 * 3_600_000
 """Drops that a wrong clock stamped ahead wait for their time up to so long; beyond it they are refused."""
 
-RETRY_MS_MIN = 250
-ROLE_RETRY_MS = 2_000
-"""A role that the server does not see is looked up in the signed log before anything is given up."""
-
 ACKS_BETWEEN_CLEANINGS = 1_000
+NOT_OWN = "written before this account became a sender, to documents that are not its own"
 
 
 class Sender:
@@ -107,16 +107,54 @@ class Sender:
         self._add(payloads)
         return results
 
-    def take_over(self, payloads: Sequence[bytes]) -> list[int]:
-        """Seal changes that were written while this account had another role; return their tokens.
+    def take_over(self, payloads: Sequence[bytes], head: tuple[Counter, EnvelopeId]) -> list[int | None]:
+        """Seal changes that were written while this account had another role, after the head that its chain had.
 
-        Each may touch only documents of this account; see `sender_writes.is_own`.
+        Returns:
+            their tokens, None for those that a sender may not write: they lie among the refused ones, sealed to the
+            members of the space.
         """
-        first = self._drops.next_token
         for payload in payloads:
             self._writes.observe(payload)
-        self._add(payloads)
-        return list(range(first, first + len(payloads)))
+        chain, records = self._drops.chain, list[Record]()
+        if head[0] > chain.counter:
+            records.append(self._head(*head))
+            chain = OwnChain(*head)
+        tokens: list[int | None] = []
+        for token, payload in enumerate(payloads, self._drops.next_token):
+            if is_own(payload, self._keyring.account):
+                drop, chain = self._seal(payload, token, chain)
+                tokens.append(token)
+            else:
+                drop, _ = self._seal(payload, token, OwnChain())
+                drop = msgspec.structs.replace(drop, code=RoleError.code, detail=NOT_OWN)
+                tokens.append(None)
+            records.append(drop)
+        self._drops.add(records)
+        for taken, payload in zip(tokens, payloads, strict=True):
+            if taken is not None:
+                self._remember(taken, payload)
+        return tokens
+
+    def keep_refused(self, refused: Sequence[RefusedWrite]) -> None:
+        """Keep what was refused while this account had another role, sealed to the members of the space."""
+        records: list[Record] = []
+        for token, write in enumerate(refused, self._drops.next_token):
+            drop, _ = self._seal(write.payload, token, OwnChain())
+            records.append(msgspec.structs.replace(drop, code=write.code, detail=write.detail))
+        self._drops.add(records)
+
+    def give_up(self) -> None:
+        """Keep what waits no longer: it goes another way."""
+        for token in self._drops.pending:
+            self._forget(token)
+        if self._drops.pending:
+            self._drops.add([Forgotten(list(self._drops.pending))])
+
+    def refuse(self, tokens: Sequence[int], code: str, detail: str) -> None:
+        """Move what waits to the refused ones."""
+        self._drops.add([Refused(list(tokens), code, detail)])
+        self._events.append(WritesRefused(tuple(tokens), code, detail))
 
     def _add(self, payloads: Sequence[bytes]) -> None:
         chain, records = self._drops.chain, []
@@ -390,13 +428,18 @@ class Sender:
         return len(self._drops.pending)
 
     @property
+    def is_busy(self) -> bool:
+        """Whether something waits, for the server or for the shell."""
+        return bool(self._drops.pending or self._events)
+
+    @property
     def syncing(self) -> bool:
         """Whether something is still being read: never."""
         return False
 
-    def pending_envelopes(self) -> list[bytes]:
-        """Return the drops that wait, in order: who may read the space can open them."""
-        return [self._drops.data(slot) for slot in self._drops.pending.values()]
+    def pending_envelopes(self) -> dict[int, bytes]:
+        """Return the drops that wait, by token and in order: who may read the space can open them."""
+        return {token: self._drops.data(slot) for token, slot in self._drops.pending.items()}
 
     def refused(self) -> list[RefusedWrite]:
         """Return the drops that can never be sent; their payload is sealed, so members of the space can open it."""
