@@ -25,10 +25,10 @@ from twinlock.errors import (
 )
 from twinlock.ids import NO_ENVELOPE, AccountId, Counter, DeviceId, SpaceId
 from twinlock.protocol import proofs
-from twinlock.protocol.envelope import Envelope, Kind, parse
+from twinlock.protocol.envelope import Envelope, Header, Kind, parse
 from twinlock.protocol.labels import label
 from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
-from twinlock.protocol.space_log import SpaceLogState
+from twinlock.protocol.space_log import Member, Role, SpaceLogState
 from twinlock.server.standing import refusal_of
 
 NO_HEAD = DeviceHead(Counter(0), NO_ENVELOPE)
@@ -172,7 +172,7 @@ class Sequencer:
         member = rules.members.get(author.account)
         if member is None or rules.is_shredded:
             raise refusal_of(rules, author.account) or RoleError()
-        if header.kind is Kind.SIGNAL or not member.role.may_write(header.kind):
+        if header.kind is Kind.SIGNAL or not self._may_write(member, header):
             raise RoleError
         if header.kind is Kind.DROP:
             if header.epoch not in rules.epochs:
@@ -181,6 +181,16 @@ class Sequencer:
             self._healing.discard(author.device)
         elif header.epoch not in rules.epochs or author.device not in self._healing:
             raise StaleEpochError(f"epoch {header.epoch}, the newest is {rules.epoch}")
+
+    def _may_write(self, member: Member, header: Header) -> bool:
+        if member.role.may_write(header.kind):
+            return True
+        # A drop cannot be sealed again. So one of a former sender that is still a member counts, as it does for every
+        # reader, by the role that held at the head which it names.
+        seq = self.rules.head_prefixes.get(header.log_head)
+        if header.kind is not Kind.DROP or seq is None or member.role_at(seq) is not Role.SENDER:
+            return False
+        return not member.is_cut_off(header.device, header.counter, header.kind, seq, is_revoked=False)
 
     def _is_fresh(self, envelope: Envelope, author: Author) -> bool:
         """Tell whether an envelope continues its chain, and count on it then; otherwise it was pushed before."""
