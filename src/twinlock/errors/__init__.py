@@ -89,6 +89,7 @@ from twinlock.errors.sync import (
     SignatureError,
     SpaceFullError,
     StaleEpochError,
+    StaleLogHeadError,
 )
 
 __all__ = [
@@ -158,6 +159,7 @@ __all__ = [
     "SignatureError",
     "SpaceFullError",
     "StaleEpochError",
+    "StaleLogHeadError",
     "StoreDamagedError",
     "StoreError",
     "StoreKeyError",

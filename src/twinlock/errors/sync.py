@@ -47,6 +47,13 @@ class StaleEpochError(TwinlockError):
     fix = "Fetch the space's log and seal again under its newest epoch, in order."
 
 
+class StaleLogHeadError(TwinlockError):
+    """An envelope above a cutoff was sealed before its author was granted writing again."""
+
+    code, retry = "stale_log_head", "reseal"
+    fix = "Read the space's signed log, then seal this change again; the SDK does it by itself."
+
+
 class SignatureError(TwinlockError):
     """A signature does not verify."""
 
