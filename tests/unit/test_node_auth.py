@@ -2,12 +2,14 @@
 
 import base64
 import os
+import stat
 
 import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from twinlock.errors import ChallengeError, NodeRefusedError, OverloadedError, SignatureError
+from twinlock.errors import ChallengeError, NodeRefusedError, OverloadedError, SignatureError, StoreError
+from twinlock.keyservice.key_files import open_signing_key, public_key_text
 from twinlock.keyservice.node_auth import (
     NODE_LIVES_MAX,
     NUMBERS_APART_MAX,
@@ -213,3 +215,28 @@ class TestAnswers:
 
         with pytest.raises(SignatureError):
             ends.node.check_answer(request, 200, header, b"answer")
+
+
+class TestKeyFiles:
+    def test_a_key_is_made_once_for_its_owner_alone(self, tmp_path):
+        path = tmp_path / "folder" / "node.key"
+
+        made = public_key_text(open_signing_key(path))
+
+        assert public_key_text(open_signing_key(path)) == made
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert [each.name for each in path.parent.iterdir()] == ["node.key"]
+
+    def test_a_key_that_others_may_read_or_that_is_damaged_is_refused(self, tmp_path):
+        path = tmp_path / "node.key"
+        open_signing_key(path)
+        path.chmod(0o640)
+        with pytest.raises(StoreError, match="chmod 600"):
+            open_signing_key(path)
+
+        path.chmod(0o600)
+        path.write_bytes(b"short")
+        with pytest.raises(StoreError, match="damaged"):
+            open_signing_key(path)
+        assert path.read_bytes() == b"short"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from twinlock.errors import StoreError
 from twinlock.keyservice.node_auth import KEY_BYTES
+from twinlock.keyservice.private_file import check_private, sync_folder
 
 SERVICE_KEY_NAME = "service.key"
 NODE_KEY_NAME = "node.key"
@@ -25,11 +25,10 @@ def open_signing_key(path: Path) -> Ed25519PrivateKey:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not path.exists():
             _write_new(path, os.urandom(KEY_BYTES))
-        secret, mode = path.read_bytes(), stat.S_IMODE(path.stat().st_mode)
+        check_private(path, "signing key")
+        secret = path.read_bytes()
     except OSError as exc:
         raise StoreError(f"{path.name}: {exc.strerror}") from exc
-    if mode & 0o077:
-        raise StoreError(f"others may read {path.name}; run `chmod 600` on it")
     if len(secret) != KEY_BYTES:
         raise StoreError(f"{path.name} is damaged: restore it from a backup, the other side knows this one by it")
     return Ed25519PrivateKey.from_private_bytes(secret)
@@ -66,8 +65,4 @@ def _write_new(path: Path, secret: bytes) -> None:
         pass
     finally:
         draft.unlink()
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

@@ -1,11 +1,11 @@
-"""A key service as a process of its own, and a server that uses it, each knowing the other's key."""
+"""A key service as a process of its own, which can be killed without warning and started again."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from twinlock.keyservice.key_files import NODE_KEY_NAME, SERVICE_KEY_NAME, open_signing_key, public_key_text
-from twinlock.testing.processes import ListeningProcess, ServerProcess
+from twinlock.keyservice.key_files import SERVICE_KEY_NAME, open_signing_key, public_key_text
+from twinlock.testing.processes import ListeningProcess
 from twinlock.testing.traffic_tap import LOOPBACK, free_port
 
 
@@ -30,11 +30,3 @@ class KeyServiceChild(ListeningProcess):
     def public_key(self) -> str:
         """What servers pin; made here if it has not started yet."""
         return public_key_text(open_signing_key(self.data / SERVICE_KEY_NAME))
-
-
-def server_with_key_service(folder: Path, **settings: object) -> tuple[ServerProcess, KeyServiceChild]:
-    """Return a server and the key service that it uses; neither is started."""
-    node_key = public_key_text(open_signing_key(folder / "server" / "data" / NODE_KEY_NAME))
-    keys = KeyServiceChild(folder / "keyservice", [node_key])
-    server = ServerProcess(folder / "server", keyservice_url=keys.url, keyservice_pk=keys.public_key, **settings)
-    return server, keys
