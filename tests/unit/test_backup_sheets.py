@@ -97,7 +97,8 @@ class TestRefusals:
     def test_a_wrong_word_and_two_swapped_words(self, words):
         whole = words[1].split()
         wrong = [*whole[:6], next(word for word in WORDLIST if word != whole[6]), *whole[7:]]
-        swapped = [*whole[:5], whole[6], whole[5], *whole[7:]]
+        place = next(place for place in range(5, 20) if whole[place] != whole[place + 1])
+        swapped = [*whole[:place], whole[place + 1], whole[place], *whole[place + 2 :]]
 
         for broken in (wrong, swapped):
             assert "words of sheet 2" in self.refused([words[0], " ".join(broken), words[2]])
@@ -113,8 +114,8 @@ class TestRefusals:
         share = Share.from_mnemonic(words[3])
         forged = replace(share, value=bytes(32)).mnemonic()
 
-        assert "do not fit together" in self.refused([words[0], words[1], forged])
-        assert "do not fit together" in self.refused([*words[:3], forged])
+        assert "do not match" in self.refused([words[0], words[1], forged])
+        assert "do not match" in self.refused([*words[:3], forged])
 
     def test_sheets_of_another_program(self):
         (foreign,) = generate_mnemonics(1, [(2, 2)], SECRET, iteration_exponent=1)

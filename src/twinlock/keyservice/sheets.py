@@ -123,10 +123,10 @@ def _joined(shares: Sequence[Share]) -> bytes:
         chosen = [[*shares[: needed - 1], last] for last in shares[needed - 1 :]]
         secrets = {combine_mnemonics([share.mnemonic() for share in some]) for some in chosen}
     except MnemonicError as exc:
-        raise SheetError("the sheets do not fit together: one was altered") from exc
+        raise SheetError("the sheets do not match: one was altered") from exc
     secret = secrets.pop()
     if secrets or len(secret) != SECRET_BYTES:
-        raise SheetError("the sheets do not fit together: one was altered")
+        raise SheetError("the sheets do not match: one was altered")
     return bytes(secret)
 
 
@@ -137,7 +137,7 @@ def _share(number: int, words: str) -> Share:
     try:
         share = Share.from_mnemonic(" ".join(full))
     except MnemonicError as exc:
-        raise SheetError(f"the words of sheet {number} that was given do not fit together: one is wrong") from exc
+        raise SheetError(f"the words of sheet {number} that was given do not match: one is wrong") from exc
     if share.group_count != 1 or share.iteration_exponent != 0:
         raise SheetError(f"sheet {number} that was given is of a set that Twinlock did not make")
     return share
