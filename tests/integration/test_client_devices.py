@@ -1,5 +1,7 @@
 """The devices of an account: names, visits, passwords, kits; and what revoking one does, everywhere."""
 
+import asyncio
+
 import pytest
 
 import twinlock
@@ -299,6 +301,54 @@ async def test_a_stolen_device_s_revocation_is_finished_by_calling_it_again(worl
     assert len(own(a).cutoffs) == 1
     # The kit of the first try was never seen: it is replaced by one that is.
     assert (await recovered(world, "new", a.recovery_kit())).is_connected
+
+
+async def test_another_device_finishes_what_the_one_that_began_never_can(world, monkeypatch):
+    """The device that called another one stolen is lost itself before it told the spaces."""
+    a = await world.unlocked()
+    b = await world.device("b")
+    stolen = await recovered(world, "c")
+    await a.create_space("trips")
+    await until(lambda: len(b.spaces()) == 2)
+
+    async def broken(self, runtime, state):
+        raise OfflineError("the connection broke")
+
+    with monkeypatch.context() as lost:
+        lost.setattr("twinlock.client.revocation.Revoker._finish_space", broken)
+        with pytest.raises(OfflineError):
+            await a.revoke(id_of(stolen), stolen=True)
+        await a.close()
+    await b.close()
+
+    b = await world.device("b")
+    before = own(b).kem_pk
+    await b.unlock(PASSWORD)
+
+    await until(lambda: log_of(b).epoch == log_of(b, "trips").epoch == 2)
+    assert own(b).kem_pk == own(b, "trips").kem_pk == b._context.state.account_kem.kem_pk != before
+    assert own(b).cutoffs
+    assert own(b, "trips").cutoffs
+
+
+async def test_two_devices_revoke_at_the_same_time(world):
+    a, b = await world.unlocked(), await world.unlocked("b")
+    lost = [await recovered(world, name) for name in ("c", "d")]
+    await a.create_space("trips")
+    await until(lambda: len(b.spaces()) == 2)
+
+    await asyncio.gather(a.revoke(id_of(lost[0])), b.revoke(id_of(lost[1]), stolen=True))
+
+    wanted = {bytes.fromhex(id_of(db)) for db in lost}
+    for db in (a, b):
+        await until(lambda db=db: all(ended(own(db, space)) == wanted for space in ("home", "trips")))
+        await until(lambda db=db: own(db).kem_pk == db._context.state.account_kem.kem_pk)
+        await db.synced()
+
+
+def ended(member):
+    """The devices whose chains a space's log has ended."""
+    return {device for cutoff in member.cutoffs for device in cutoff.counters}
 
 
 async def test_after_all_devices_are_lost_the_kit_brings_one_back_that_revokes_them(world):
