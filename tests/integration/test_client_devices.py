@@ -351,6 +351,53 @@ def ended(member):
     return {device for cutoff in member.cutoffs for device in cutoff.counters}
 
 
+@pytest.mark.parametrize("role", ["reader", "sender"])
+async def test_a_member_without_rights_cuts_its_device_off_and_the_owner_rotates(world, role):
+    """Ann owns the space; Ben, who may write nothing or read nothing there, has a device stolen."""
+    ann, ben = await world.unlocked(), await world.unlocked("ben")
+    link = await ann.space("home").invite(role)
+    shared = (await ben.join(link)).id
+    request = await twinlock.pair_device(world.url, world.folder / "phone", device_name="phone")
+    await ben.pair_device(request.code)
+    await request.approved()
+    world.open.append(await request.confirm())
+
+    await ben.revoke("phone", stolen=True)
+
+    member = log_of(ben, shared).members[bytes.fromhex(ben.account)]
+    assert [set(cutoff.counters) for cutoff in member.cutoffs] == [{request._new.device_keys.device}]
+    assert member.kem_pk == ben._context.state.account_kem.kem_pk
+    if role == "sender":
+        # It held no key of the space that a thief could use.
+        await until(lambda: log_of(ann).seq == log_of(ben, shared).seq)
+        assert not log_of(ann).wants_rotation
+    else:
+        await until(lambda: log_of(ann).epoch == 2)
+        await ann.space("home").collection("todos").doc("1").set({"text": "after"})
+        await ann.synced()
+        await until(lambda: log_of(ben, shared).epoch == 2 and not ben.space(shared).locked)
+        await ben.synced()
+        assert await ben.space(shared).collection("todos").doc("1").get() == {"text": "after"}
+
+
+async def test_a_password_that_opens_data_does_so_again_once_it_is_set_anew(world):
+    """Calling a device stolen ends every secret that opens the old keys, also a password that was allowed to."""
+    password = "a password of many letters"
+    options = twinlock.Options(password_unlock=True)
+    dora = await twinlock.sign_up(world.url, "dora", password, world.folder / "d1", options=options)
+    world.open.append(dora)
+    second = await twinlock.sign_in(world.url, "dora", password, world.folder / "d2", options=options)
+    world.open.append(second)
+    assert sorted(space.title for space in second.spaces()) == ["home"]
+
+    await dora.revoke(id_of(second), stolen=True)
+
+    with pytest.raises(CredentialsError):
+        await twinlock.sign_in(world.url, "dora", password, world.folder / "d3", options=options)
+    await dora.set_password(password)
+    world.open.append(await twinlock.sign_in(world.url, "dora", password, world.folder / "d3", options=options))
+
+
 async def test_after_all_devices_are_lost_the_kit_brings_one_back_that_revokes_them(world):
     for profile in ("a", "b"):
         db = await world.device(profile)
