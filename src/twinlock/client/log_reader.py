@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import msgspec
+
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.endings import check_goes_on, error_of_end, reason_of_end
@@ -13,6 +15,7 @@ from twinlock.client.parcels import ParcelTaker
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.errors import (
     ApprovalPendingError,
+    InvalidCallError,
     LogConflictError,
     LogForkError,
     LogInvalidError,
@@ -190,9 +193,18 @@ class LogReader:
                 return entries[len(overlap) :]
 
     async def _supply(self, kind: str, missing: AppendLog) -> None:
+        """Give a server what it lacks: as a restored one that lost it, or else what this account signed by itself.
+
+        Raises:
+            LogForkError: the server takes neither, so that it has other entries, or hides those.
+        """
         try:
-            await self._connection.call(f"{kind}.append", missing, LogHead)
-        except (LogConflictError, LogInvalidError, RoleError, SignatureError) as exc:
+            try:
+                await self._connection.call(f"{kind}.append", missing, LogHead)
+            except (InvalidCallError, LogConflictError):
+                own = msgspec.structs.replace(missing, is_lost=False)
+                await self._connection.call(f"{kind}.append", own, LogHead)
+        except (InvalidCallError, LogConflictError, LogInvalidError, RoleError, SignatureError) as exc:
             raise LogForkError(
                 f"the server has {missing.expect_seq} entries of a log, and not those known here"
             ) from exc
