@@ -73,7 +73,7 @@ class House:
         link = make_invite(self.space, os.urandom)
         keys = InviteKeys.of(self.space, link.secret)
         chosen = InviteTerms(role, **{"expires_ms": now_ms() + DAY_MS, **terms})
-        rows = [self.row(keys.id, keys.kem_pk)] if role.may_lease else []
+        rows = [self.row(keys.id, keys.kem_pk)] if role.may_lease and not chosen.needs_approval else []
         await self.append(invite_entry(self.owner.account, self.log, keys, chosen), rows=rows)
         return link
 
@@ -82,7 +82,7 @@ class House:
         keys = InviteKeys.of(self.space, link.secret)
         invite = self.log.invites[keys.id]
         account = person.account
-        row = self.row(account.account, account.kem_pk) if invite.role.may_lease else None
+        row = self.row(account.account, account.kem_pk) if invite.takes_key else None
         entry = join_entry(account, self.log, keys)
         await wire.call("space.join", Join(self.space, self.log.seq, entry, row), LogHead)
         self.log = replay_space([entry], self.log)

@@ -163,14 +163,29 @@ async def test_who_waits_for_approval_reads_the_log_and_nothing_else_until_it_co
     await house.wire.call("account.log", ReadLog(account), ReadLogResult)
     keys = ben.account
     entry = member_entry(house.owner.account, house.log, keys.sign_pk, keys.kem_pk, account, Role.READER)
-    await house.append(entry)
+    await house.append(entry, rows=[house.row(account, keys.kem_pk)])
 
     await notice(wire, house.space, LOG_GROWN)
     await wire.attach(house.space)
     assert (await wire.call("space.keyring", ReadKeyring(house.space), KeyringRow)).epoch == 1
 
 
-async def test_an_applicant_whose_row_is_of_an_older_epoch_is_let_in_with_a_new_one_only(house, ben):
+async def test_who_is_looked_at_first_gets_no_key_before(server, house, ben):
+    """Whoever was turned away or removed still knows the link: it must not lead to the keys of new epochs."""
+    link, wire = await house.invite(Role.READER, needs_approval=True, uses=2), await ben.open()
+    keys = ben.account
+    entry = join_entry(keys, house.log, InviteKeys.of(house.space, link.secret))
+
+    assert (await open_invite(house, ben, wire, link)).row is None
+    row = house.row(keys.account, keys.kem_pk)
+    assert await refusal(wire, "space.join", Join(house.space, house.log.seq, entry, row)) == "invalid_call"
+    await house.join(ben, wire, link)
+    await house.remove(keys.account)
+    other = await make_person(server)
+    assert (await open_invite(house, other, await other.open(), link)).row is None
+
+
+async def test_an_applicant_is_let_in_with_a_row_only(house, ben):
     await house.admit(ben, Role.READER, needs_approval=True)
     await rotate(house)
     keys, account = ben.account, ben.account.account

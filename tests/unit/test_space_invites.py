@@ -49,8 +49,10 @@ def test_who_holds_an_invite_joins_with_its_role(space):
     assert invite.id not in space.log.key_holders
 
 
-def test_nothing_is_wrapped_to_the_invite_of_a_sender(space):
-    invite = space.invite(Role.SENDER)
+@pytest.mark.parametrize(("role", "needs_approval"), [(Role.SENDER, False), (Role.SENDER, True), (Role.EDITOR, True)])
+def test_nothing_is_wrapped_to_the_invite_of_a_sender_or_one_that_needs_approval(space, role, needs_approval):
+    """Who was turned away still knows the link: it must not lead to the keys of the epochs that follow."""
+    invite = space.invite(role, needs_approval=needs_approval)
 
     assert invite.id in space.log.invites
     assert invite.id not in space.log.key_holders

@@ -73,7 +73,9 @@ class Invites:
             entries = self._withdrawals(signer, log)
             after = replay_space(entries, log)
             entries.append(invite_entry(signer, after, keys, terms))
-            return Draft(entries, [wrapped_row(runtime, log, keys.id, keys.kem_pk)] if terms.role.may_lease else [])
+            # Who is looked at first has the key wrapped when it is let in, and no link's holder before.
+            takes_key = terms.role.may_lease and not terms.needs_approval
+            return Draft(entries, [wrapped_row(runtime, log, keys.id, keys.kem_pk)] if takes_key else [])
 
         await self._writer.write(runtime, prepare)
         return f"{app_url or self._context.app_url or http_origin(self._connection.origin)}#{link}"

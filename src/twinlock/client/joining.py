@@ -115,7 +115,7 @@ class Joiner:
         self, link: InviteLink, keys: InviteKeys, joiner: AccountKeys, log: SpaceLogState, row: KeyringRow | None
     ) -> KeyringRow | None:
         """Open the member key that was wrapped to the invite, and wrap it to this account."""
-        if not log.invites[keys.id].role.may_lease:
+        if not log.invites[keys.id].takes_key:
             return None
         if row is None or row.epoch != log.epoch:
             raise InviteError("the space's key does not come with it")

@@ -45,7 +45,9 @@ class OpenInvite(msgspec.Struct, frozen=True):
 
 
 class OpenInviteResult(msgspec.Struct, frozen=True):
-    """A page of the space's log, the number of its entries, and the invite's Keyring row (none for a sender)."""
+    """A page of the space's log, the number of its entries, and the invite's Keyring row (none for a sender,
+    or where approval is needed: then A is wrapped once somebody has let the account in).
+    """
 
     entries: list[SignedEntry]
     seq: int
@@ -53,7 +55,7 @@ class OpenInviteResult(msgspec.Struct, frozen=True):
 
 
 class Join(msgspec.Struct, frozen=True):
-    """`space.join`: append the own `join` entry, with A wrapped to the own account (none for a sender).
+    """`space.join`: append the own `join` entry, with A wrapped to the own account (no row where the invite had none).
 
     Answered with the log's head (`LogHead`). Repeating it after a lost reply is fine.
     """

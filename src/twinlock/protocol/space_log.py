@@ -133,6 +133,11 @@ class Invite(msgspec.Struct, frozen=True):
     seq: int
     by: AccountId
 
+    @property
+    def takes_key(self) -> bool:
+        """Whether the member key is wrapped to it: not before somebody has looked at who comes."""
+        return self.role.may_lease and not self.needs_approval
+
 
 class Applicant(msgspec.Struct, frozen=True):
     """An account that joined by an invite which needs approval: no role until a `member` entry."""
@@ -200,9 +205,9 @@ class SpaceLogState(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key_holders(self) -> Mapping[bytes, bytes]:
-        """To whom A is wrapped: the `kem` keys of members that read, and of open invites that give such a role."""
-        holders: list[tuple[bytes, Member | Invite]] = [*self.members.items(), *self.invites.items()]
-        return {name: each.kem_pk for name, each in holders if each.role.may_lease}
+        """To whom A is wrapped: the `kem` keys of members that read, and of open invites by which one reads at once."""
+        members: dict[bytes, bytes] = {name: each.kem_pk for name, each in self.members.items() if each.role.may_lease}
+        return members | {name: each.kem_pk for name, each in self.invites.items() if each.takes_key}
 
     def role_of(self, account: AccountId) -> Role | None:
         """Return an account's present role; None for a stranger and for a former member."""

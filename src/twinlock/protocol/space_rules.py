@@ -321,7 +321,7 @@ def _with_member(state: SpaceLogState, account: AccountId, member: Member) -> Sp
 
 
 def _without(state: SpaceLogState, account: AccountId, by: AccountId, cutoff: Cutoff) -> SpaceLogState:
-    """Remove a member, or turn an applicant away, who may hold the newest member key already."""
+    """Remove a member, or turn an applicant away."""
     applicant = state.applicants.get(account)
     if applicant is not None:
         # What it wrote as a member of earlier days stays readable.

@@ -84,7 +84,7 @@ class Memberships:
         except SignatureError as exc:
             raise InviteError("the link's secret is another one") from exc
         page = page_of((await self._logs.read(LogId(space.id)))[: rules.seq], request.after_seq)
-        row = await self._keyrings.read(space.id, request.invite, rules.epoch) if invite.role.may_lease else None
+        row = await self._keyrings.read(space.id, request.invite, rules.epoch) if invite.takes_key else None
         return OpenInviteResult(page.entries, page.seq, row)
 
     async def _join(self, peer: Peer, request: Join) -> LogHead:
@@ -101,8 +101,8 @@ class Memberships:
             name = _invite_of(request.entry, author.account)
             invite = self._open_invite(rules, name, author.account)
             rows = [request.row] if request.row is not None else []
-            if bool(rows) != invite.role.may_lease:
-                raise InvalidCallError("whoever joins to read leaves one keyring row; a sender leaves none")
+            if bool(rows) != invite.takes_key:
+                raise InvalidCallError("whoever reads at once leaves one keyring row, others leave none")
             check_rows(rows, rules, {author.account})
             after = await replay_in_pieces(entries, rules)
             return await self._changes.append(space, entries, after, rows)

@@ -141,7 +141,7 @@ class Spaces:
             # The rows of others are not for everybody to replace.
             own = None if rules.members[author.account].role.may_admit else {author.account} & after.key_holders.keys()
             check_rows(request.keyring, after, own)
-            await self._check_complete(rules, after, request.keyring)
+            _check_complete(rules, after, request.keyring)
             return await self._changes.append(space, entries, after, request.keyring)
 
     async def _bring_back(self, space: ServedSpace, entries: Sequence[SignedEntry]) -> LogHead:
@@ -150,18 +150,6 @@ class Spaces:
             raise LogConflictError("this server has lost nothing of the space")
         after = await replay_in_pieces(entries, space.sequencer.rules)
         return await self._changes.append(space, entries, after, is_lost=True)
-
-    async def _check_complete(self, before: SpaceLogState, after: SpaceLogState, rows: Sequence[KeyringRow]) -> None:
-        """Check that nobody who is to read is left without a row.
-
-        Raises:
-            InvalidCallError: somebody is.
-        """
-        for name in needing_rows(before, after) - {row.account for row in rows}:
-            # An applicant has left its own row, unless the keys have changed since.
-            stored = await self._keyrings.read(after.space, name, after.epoch) if name in before.applicants else None
-            if stored is None or stored.epoch != after.epoch:
-                raise InvalidCallError(f"no keyring row for {name.hex()}, who would be locked out")
 
     async def _read_log(self, peer: Peer, request: ReadLog) -> ReadLogResult:
         author = device_of(peer)
@@ -236,6 +224,16 @@ class Spaces:
 def _moved(space: ServedSpace, state: SpaceState) -> CutResult:
     space.start, space.log_bytes = state.start, state.log_bytes
     return CutResult(Seq(state.start), state.log_bytes)
+
+
+def _check_complete(before: SpaceLogState, after: SpaceLogState, rows: Sequence[KeyringRow]) -> None:
+    """Check that nobody who is to read is left without a row.
+
+    Raises:
+        InvalidCallError: somebody is.
+    """
+    for name in needing_rows(before, after) - {row.account for row in rows}:
+        raise InvalidCallError(f"no keyring row for {name.hex()}, who would be locked out")
 
 
 def _check_signers(entries: Sequence[SignedEntry], author: Author) -> None:
