@@ -28,6 +28,11 @@ def test_devices_that_are_restored_from_backups_count_every_increment():
         simulate(seed, has_device_backups=True)
 
 
+def test_the_drops_of_a_sensor_all_arrive():
+    for seed in range(5_000, 5_020):
+        simulate(seed, has_sensor=True)
+
+
 @pytest.mark.parametrize(("seed", "steps_count"), found_seeds())
 def test_seeds_that_found_a_fault_stay_mended(seed, steps_count):
     simulate(seed, steps_count)
@@ -45,6 +50,13 @@ def test_the_same_seed_gives_the_same_run():
 def test_devices_converge_over_many_seeds():
     for seed in range(10_000, 12_500):
         simulate(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_the_drops_of_a_sensor_all_arrive_over_many_seeds():
+    for seed in range(30_000, 30_400):
+        simulate(seed, has_sensor=True)
 
 
 @pytest.mark.slow

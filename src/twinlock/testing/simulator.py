@@ -12,13 +12,16 @@ from twinlock.document.query import Query
 from twinlock.ids import Epoch
 from twinlock.protocol import proofs
 from twinlock.protocol.account_log import replay_account
+from twinlock.protocol.space_log import Role
 from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.batch import Batch, DeleteDocument, SetDocument, UpdateDocument
+from twinlock.replica.sender_writes import own_prefix
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
-from twinlock.sealing.space_entries import epoch_entry, space_genesis
+from twinlock.sealing.space_entries import epoch_entry, member_entry, space_genesis
 from twinlock.sealing.space_keys import make_epoch
 from twinlock.sealing.suite import ServiceKey
 from twinlock.testing.simulator_device import SimulatedDevice, World, follow
+from twinlock.testing.simulator_sensor import COLLECTION, SimulatedSensor
 from twinlock.testing.simulator_server import Backup, SimulatedServer
 
 START_MS = 1_800_000_000_000
@@ -51,12 +54,16 @@ DEVICE_STEPS = (("back_up", 3), ("go_back", 2))
 """Devices that are restored from backups; a run has them or not, so that the seeds of others stay what they were."""
 
 
+SENSOR_STEPS = (("sense", 10), ("serve_sensor", 60), ("disconnect_sensor", 2), ("crash_sensor", 2))
+"""A sender of another account, in the runs that have one."""
+
+
 class Simulation:
     """One run: `run(steps)` at random, then `settle`, then `check`."""
 
-    def __init__(self, seed: int, *, has_device_backups: bool = False) -> None:
+    def __init__(self, seed: int, *, has_device_backups: bool = False, has_sensor: bool = False) -> None:
         self.seed = seed
-        self._steps = (*STEPS, *DEVICE_STEPS) if has_device_backups else STEPS
+        self._steps = (*STEPS, *(DEVICE_STEPS if has_device_backups else ()), *(SENSOR_STEPS if has_sensor else ()))
         self.chance = random.Random(seed)  # noqa: S311  # a simulation must be repeatable, its keys guard nothing
         self.now_ms = START_MS
         self.writes_count = 0
@@ -74,6 +81,7 @@ class Simulation:
         server_keys = DeviceKeys.make(entropy)
         self.world = World(account_keys, account, log, {}, proofs.server_id_of(server_keys.sign_pk))
         self._open_epoch()
+        self.sensor = self._admit_sensor() if has_sensor else None
         self.server = SimulatedServer(self.world.log, server_keys, entropy)
         self.devices: list[SimulatedDevice] = []
         self._backup: Backup = self.server.backup()
@@ -88,6 +96,16 @@ class Simulation:
         entry = epoch_entry(world.account_keys, world.log, keys, earlier, entropy)
         world.log = replay_space([entry], world.log)
         world.keys[epoch] = (keys.member_key, keys.service_key)
+
+    def _admit_sensor(self) -> SimulatedSensor:
+        world = self.world
+        sensor = SimulatedSensor(world, self.chance.randbytes)
+        keys = sensor.account_keys
+        entry = member_entry(world.account_keys, world.log, keys.sign_pk, keys.kem_pk, keys.account, Role.SENDER)
+        world.log = replay_space([entry], world.log)
+        world.others.append(sensor.account)
+        sensor.start()
+        return sensor
 
     def _join(self) -> SimulatedDevice:
         world, keys = self.world, DeviceKeys.make(self.chance.randbytes)
@@ -112,6 +130,9 @@ class Simulation:
             device = self.chance.choice(self.devices)
             self.now_ms += self.chance.choice((0, 1, 5, 40))
             self.trace.append(f"{step} {device.name}")
+            if self.sensor is not None and step in dict(SENSOR_STEPS):
+                self._take_sensor(step, self.sensor)
+                continue
             (self._take_back if step in dict(DEVICE_STEPS) else self._take)(step, device)
 
     def _take(self, step: str, device: SimulatedDevice) -> None:
@@ -161,6 +182,17 @@ class Simulation:
                 self._was_restored = True
             case "retire" if len(self.devices) > 2 and self.chance.random() < 0.5:
                 self._retire(device)
+
+    def _take_sensor(self, step: str, sensor: SimulatedSensor) -> None:
+        match step:
+            case "sense":
+                sensor.sense(self.now_ms)
+            case "serve_sensor":
+                sensor.serve(self.server, self.now_ms)
+            case "disconnect_sensor":
+                sensor.disconnect()
+            case "crash_sensor":
+                sensor.crash()
 
     def _take_back(self, step: str, device: SimulatedDevice) -> None:
         """Copy a device's disk, or put the copy back. Two wrong clocks in one life tell no order of its writes."""
@@ -238,7 +270,8 @@ class Simulation:
         self._join()
         for _ in range(SETTLE_ROUNDS_MAX):
             self.now_ms += 50
-            if not any([self.serve(device) for device in self.devices]) and self._is_quiet():
+            is_sending = self.sensor is not None and self.sensor.serve(self.server, self.now_ms)
+            if not any([self.serve(device) for device in self.devices]) and not is_sending and self._is_quiet():
                 return
         waiting = [device.name for device in self.devices if not device.is_settled]
         raise AssertionError(f"seed {self.seed}: devices {waiting} do not come to rest")
@@ -263,7 +296,8 @@ class Simulation:
         if moments:
             self.now_ms = max(self.now_ms, min(moments))
             return False
-        return all(device.is_settled for device in self.devices)
+        is_sent = self.sensor is None or not self.sensor.sender.pending_count
+        return is_sent and all(device.is_settled for device in self.devices)
 
     def check(self) -> None:
         """Assert that all devices hold the same, byte for byte, and every write exactly once.
@@ -280,6 +314,8 @@ class Simulation:
             assert device.states() == expected, f"{where}: states differ"
             now_ms = device.now_ms(self.now_ms)
             marks = {identifier for identifier, _ in replica.query(Query.over("marks"), now_ms)}
+            if self.sensor is not None:
+                self._check_senses(self.sensor, device)
             assert marks >= self.required, f"{where}: lost {sorted(self.required - marks)}"
             total = (replica.get("totals", "all", now_ms) or {"count": 0})["count"]
             # A pack may divide what was written together. If its other part goes with a device and a restored server,
@@ -289,10 +325,22 @@ class Simulation:
             assert is_torn or total == len(marks), f"{where}: counted {total} of {len(marks)} writes"
             follow(replica.live(Query.over("things").order_by("n"), now_ms), replica, [], now_ms)
 
+    def _check_senses(self, sensor: SimulatedSensor, device: SimulatedDevice) -> None:
+        where = f"seed {self.seed}, device {device.name}"
+        assert device.replica is not None, where
+        assert not sensor.refused, f"{where}: the sensor's drops were refused"
+        senses = dict(device.replica.query(Query.over(COLLECTION), device.now_ms(self.now_ms)))
+        assert senses.keys() == sensor.written, f"{where}: lost {sorted(sensor.written - senses.keys())}"
+        if sensor.written:
+            newest = senses[own_prefix(sensor.account_keys.account)]["newest"]
+            assert newest == sensor.readings_count - 1, f"{where}: an older reading counts as the newest"
 
-def simulate(seed: int, steps_count: int = 300, *, has_device_backups: bool = False) -> Simulation:
+
+def simulate(
+    seed: int, steps_count: int = 300, *, has_device_backups: bool = False, has_sensor: bool = False
+) -> Simulation:
     """Run one seed from beginning to end."""
-    simulation = Simulation(seed, has_device_backups=has_device_backups)
+    simulation = Simulation(seed, has_device_backups=has_device_backups, has_sensor=has_sensor)
     simulation.run(steps_count)
     simulation.settle()
     simulation.check()

@@ -38,6 +38,7 @@ class World(msgspec.Struct):
     log: SpaceLogState
     keys: dict[Epoch, tuple[MemberKey, ServiceKey]]
     server_id: bytes
+    others: list[AccountState] = []
 
 
 class SimulatedDevice:
@@ -70,9 +71,13 @@ class SimulatedDevice:
 
     def _make_keyring(self, now_ms: int) -> Keyring:
         keyring = Keyring(self.world.log, self.world.account_keys, self.keys)
-        keyring.install_account(self.world.account)
+        self._meet(keyring)
         self._lease(keyring, now_ms)
         return keyring
+
+    def _meet(self, keyring: Keyring) -> None:
+        for account in (self.world.account, *self.world.others):
+            keyring.install_account(account)
 
     def _lease(self, keyring: Keyring, now_ms: int) -> None:
         for epoch, (member_key, service_key) in self.world.keys.items():
@@ -86,7 +91,7 @@ class SimulatedDevice:
     def learn(self, true_ms: int) -> None:
         """Fetch logs and leases, as the shell does when it is told to."""
         self.keyring.install_log(self.world.log)
-        self.keyring.install_account(self.world.account)
+        self._meet(self.keyring)
         self._lease(self.keyring, self.now_ms(true_ms))
         if self.replica is not None:
             self.replica.keys_changed(self.now_ms(true_ms))
@@ -218,6 +223,9 @@ class SimulatedDevice:
                 for push in replica.outgoing(self.now_ms(true_ms), session.push_room):
                     session.push(self.keyring.space, push)
             connection.to_server += session.take_output()
+        self._take_events(replica, true_ms, server)
+
+    def _take_events(self, replica: Replica, true_ms: int, server: SimulatedServer | None) -> None:
         for event in replica.take_events():
             match event:
                 case WritesConfirmed(tokens=tokens):
@@ -229,7 +237,7 @@ class SimulatedDevice:
                 case LogsWanted():
                     self.learn(true_ms)
                 case CutWanted(params=params) if server is not None:
-                    is_open = connection is not None and connection.is_open
+                    is_open = self.connection is not None and self.connection.is_open
                     result = server.cut(params.incarnation, params.upto) if is_open else None
                     replica.on_cut(result, self.now_ms(true_ms))
 
