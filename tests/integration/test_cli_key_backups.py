@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from twinlock.cli.commands import commands
 from twinlock.keyservice import LocalKeyService
-from twinlock.testing.contracts.keys import opened
+from twinlock.testing.contracts.key_requests import opened
 
 
 async def fill(folder):

@@ -21,7 +21,7 @@ from twinlock.errors import (
 from twinlock.keyservice import KeyServiceSettings, LocalKeyService
 from twinlock.keyservice.key_store import PENDING_KEPT_MS
 from twinlock.keyservice.rates import RateLimit
-from twinlock.testing.contracts.keys import lease, opened, registered
+from twinlock.testing.contracts.key_requests import lease, opened, registered
 from twinlock.testing.contracts.members import NOW_MS, OwnedSpace
 
 

@@ -19,7 +19,7 @@ from twinlock.keyservice.sheets import join_sheets, make_sheets
 from twinlock.keyservice.split import prepare_split
 from twinlock.keyservice.wrapper import service_key_context
 from twinlock.keyservice.wrapper_file import FileKeyWrapper
-from twinlock.testing.contracts.keys import lease, opened
+from twinlock.testing.contracts.key_requests import lease, opened
 from twinlock.testing.contracts.members import NOW_MS
 
 SETTINGS = KeyServiceSettings()

@@ -1,8 +1,6 @@
 """The key service as a process of its own: a server that uses it, strangers, floods, and days without it."""
 
 import asyncio
-import os
-import time
 
 import httpx
 import msgspec
@@ -11,47 +9,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from tests.client_kit import PASSWORD, World, until, values
+from tests.keyservice_kit import Node, counted_posts, lease_now, opened_now
 from tests.openbao_kit import write_certificate
 from twinlock.cli.commands import commands
 from twinlock.errors import (
     KeyServiceError,
     LeaseRefusedError,
     NodeRefusedError,
-    OverloadedError,
     StoreError,
-    TwinlockError,
 )
 from twinlock.keyservice.app import KeyServiceProcess
 from twinlock.keyservice.calls import REQUEST_BYTES_MAX, Answer
 from twinlock.keyservice.key_files import NODE_KEY_NAME, open_signing_key, public_key_text
-from twinlock.keyservice.node_auth import ANSWER_HEADER, NO_LIFE, REQUEST_HEADER, NodeIdentity
+from twinlock.keyservice.node_auth import ANSWER_HEADER, NO_LIFE, REQUEST_HEADER
 from twinlock.keyservice.remote import RemoteKeyService
 from twinlock.keyservice.service import wall_clock_ms
 from twinlock.keyservice.settings import ProcessSettings
 from twinlock.protocol.frames import Leases
-from twinlock.protocol.space_log import Role
 from twinlock.sealing.space_entries import config_lease_entry
 from twinlock.server import Server, Settings
-from twinlock.testing.contracts.keys import lease, opened, registered
+from twinlock.testing.contracts.key_requests import registered
 from twinlock.testing.keyservice_process import KeyServiceChild
-
-
-class Node:
-    """A server's key, and ways to a key service."""
-
-    def __init__(self) -> None:
-        self.key = Ed25519PrivateKey.generate()
-        self.public_key = public_key_text(self.key)
-
-    def identity(self, service_pk: bytes) -> NodeIdentity:
-        return NodeIdentity(self.key, service_pk, os.urandom(16))
-
-    def connect(self, service: KeyServiceChild, **options) -> RemoteKeyService:
-        identity = self.identity(bytes.fromhex(service.public_key))
-        if options:
-            client = httpx.AsyncClient(base_url=service.url, trust_env=False, **options)
-            return RemoteKeyService(client, identity, wall_clock_ms)
-        return RemoteKeyService.connect(service.url, identity, wall_clock_ms)
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +45,17 @@ def service(tmp_path_factory, node):
 
 
 @pytest.fixture
-def own_service(tmp_path, node):
-    """One that the test may stop and kill."""
-    with KeyServiceChild(tmp_path / "keyservice", [node.public_key]) as child:
-        yield child
-
-
-@pytest.fixture
 async def keys(service, node):
     keys = node.connect(service)
     yield keys
     await keys.close()
+
+
+@pytest.fixture
+def own_service(tmp_path, node):
+    """One that the test may stop and kill."""
+    with KeyServiceChild(tmp_path / "keyservice", [node.public_key]) as child:
+        yield child
 
 
 @pytest.fixture
@@ -90,15 +68,6 @@ async def own_keys(own_service, node):
 def command(*words: str):
     """Run a command in this process."""
     return CliRunner().invoke(commands, ["keyservice", *words])
-
-
-async def lease_now(keys, person, space, *epochs):
-    return await lease(keys, person, space, *epochs, now_ms=wall_clock_ms())
-
-
-async def opened_now(keys):
-    """Open a space by this machine's clock, which is also the service's."""
-    return await opened(keys, now_ms=wall_clock_ms())
 
 
 class ApartWorld(World):
@@ -290,19 +259,6 @@ class TestProcess:
         assert list(tmp_path.iterdir()) == []
 
 
-def counted_posts(monkeypatch) -> list[bytes]:
-    """Return a list that every request's body is added to."""
-    posts = []
-    post = RemoteKeyService._post
-
-    async def counted(self, body):
-        posts.append(body)
-        return await post(self, body)
-
-    monkeypatch.setattr(RemoteKeyService, "_post", counted)
-    return posts
-
-
 class TestStrangers:
     async def test_a_node_that_is_not_named_gets_nothing(self, service, keys):
         space = await opened_now(keys)
@@ -430,92 +386,3 @@ async def life_of(client, identity) -> bytes:
     answer = await client.post("/calls", content=body, headers={REQUEST_HEADER: request.header})
     assert answer.status_code == 409
     return msgspec.msgpack.decode(answer.content, type=Answer).life
-
-
-class TestLoad:
-    async def test_a_storm_of_leases_is_answered_or_told_when_to_come_back(self, service, keys):
-        """2,000 devices at once."""
-        space, now_ms = await opened_now(keys), wall_clock_ms()
-        people = [space.owner]
-        for _ in range(3):
-            person = await registered(keys)
-            await space.admit(keys, person, Role.READER)
-            people.append(person)
-        requests = [(person, person.lease_request(space.id, 1, time_ms=now_ms)) for person in people * 500]
-
-        outcomes = await asyncio.gather(
-            *(keys.lease(person.asking(now_ms), request) for person, request in requests), return_exceptions=True
-        )
-
-        given = [outcome for outcome in outcomes if isinstance(outcome, Leases)]
-        refused = [outcome for outcome in outcomes if not isinstance(outcome, Leases)]
-        assert len(given) > 1_000
-        assert all(isinstance(error, TwinlockError) and error.retry_after_ms > 0 for error in refused)
-
-    async def test_calls_that_may_wait(self, service, keys, monkeypatch):
-        monkeypatch.setattr("twinlock.keyservice.remote.WAITING_MAX", 100)
-
-        outcomes = await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(1_000)), return_exceptions=True)
-
-        refused = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
-        assert len(refused) == 900
-        assert all(error.retry_after_ms for error in refused)
-        assert [outcome for outcome in outcomes if outcome == []] == [[]] * 100
-
-    async def test_one_turn_of_the_loop_is_one_request(self, service, keys, monkeypatch):
-        await keys.probe()
-        posts = counted_posts(monkeypatch)
-
-        await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(60)))
-
-        assert len(posts) == 1
-
-    async def test_requests_over_the_bound_of_the_service_are_asked_to_come_back(self, tmp_path, node):
-        """The bound counts what is read and worked on, whoever sends it."""
-        service = KeyServiceProcess(
-            ProcessSettings(data=str(tmp_path / "keys"), port=0, nodes=[node.public_key], in_flight_max=2)
-        )
-        await service.start()
-        identity = node.identity(service.service_pk)
-        held = []
-        for _ in range(2):
-            # The header is in order, the body does not come.
-            _, writer = await asyncio.open_connection("127.0.0.1", service.port)
-            header = identity.sign(b"12", bytes(16), wall_clock_ms()).header
-            writer.write(f"POST /calls HTTP/1.1\r\nhost: k\r\n{REQUEST_HEADER}: {header}\r\n".encode())
-            writer.write(b"content-length: 2\r\n\r\n1")
-            held.append(writer)
-        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
-            await until(lambda: service.in_flight == 2)
-            keys = RemoteKeyService.connect(service.url, node.identity(service.service_pk), wall_clock_ms)
-            with pytest.raises(OverloadedError) as refused:
-                await keys.read_log(bytes(16), 0)
-            for writer in held:
-                writer.close()
-                await writer.wait_closed()
-            await until(lambda: service.in_flight == 0)
-            assert (await client.get("/healthz")).status_code == 200
-            assert await keys.read_log(bytes(16), 0) == []
-
-        assert refused.value.retry_after_ms > 0
-        await keys.close()
-        await service.stop()
-
-    async def test_a_service_that_hangs_holds_nobody_for_long(self, node):
-        async def hang(reader, writer):
-            await reader.read()
-            writer.close()
-
-        listener = await asyncio.start_server(hang, "127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-        client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=0.2)
-        keys = RemoteKeyService(client, node.identity(bytes(32)), wall_clock_ms)
-
-        started = time.monotonic()
-        outcomes = await asyncio.gather(*(keys.read_log(bytes(16), 0) for _ in range(500)), return_exceptions=True)
-
-        assert {type(outcome) for outcome in outcomes} == {KeyServiceError}
-        assert time.monotonic() - started < 2
-        await keys.close()
-        listener.close()
-        await listener.wait_closed()

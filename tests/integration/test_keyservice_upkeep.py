@@ -18,7 +18,7 @@ from twinlock.keyservice.wrapper_file import FileKeyWrapper
 from twinlock.protocol.space_log import Role
 from twinlock.sealing.space_entries import shred_entry
 from twinlock.server import Server, Settings
-from twinlock.testing.contracts.keys import lease, opened, registered
+from twinlock.testing.contracts.key_requests import lease, opened, registered
 from twinlock.testing.contracts.members import NOW_MS, OwnedSpace
 
 ROTATION_DAYS, BACKUP_DAYS = 30, 20

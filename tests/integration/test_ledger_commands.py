@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from twinlock.cli.commands import commands
 from twinlock.errors import LeaseRefusedError
 from twinlock.keyservice import LocalKeyService
-from twinlock.testing.contracts.keys import lease, opened, registered
+from twinlock.testing.contracts.key_requests import lease, opened, registered
 from twinlock.testing.contracts.members import NOW_MS
 
 HOUR_MS = 3_600_000

@@ -13,9 +13,9 @@ from twinlock.keyservice.openbao_client import OpenBaoClient
 from twinlock.keyservice.wrapper_openbao import OpenBaoKeyWrapper
 from twinlock.keyservice.wrappers import open_wrapper
 from twinlock.testing.contracts import KeyWrapperContract
+from twinlock.testing.contracts.key_requests import lease
+from twinlock.testing.contracts.key_requests import opened as opened_space
 from twinlock.testing.contracts.key_wrapper import SECRET, context
-from twinlock.testing.contracts.keys import lease
-from twinlock.testing.contracts.keys import opened as opened_space
 from twinlock.testing.contracts.members import NOW_MS
 
 

@@ -9,7 +9,7 @@ from twinlock.keyservice import LocalKeyService
 from twinlock.protocol.space_log import Role
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.server.signed_logs import SignedLogs
-from twinlock.testing.contracts.keys import lease, registered
+from twinlock.testing.contracts.key_requests import lease, registered
 from twinlock.testing.contracts.members import OwnedSpace, Person
 
 
