@@ -405,7 +405,9 @@ def _check_ranks(state: SpaceLogState, by: AccountId, *roles: Role) -> None:
 
 
 def _check_owner_stays(state: SpaceLogState, account: AccountId, role: Role | None) -> None:
-    if state.owners == {account} and role is not Role.OWNER:
+    # The owners are counted only where one goes: a long log has many members.
+    goes = state.role_of(account) is Role.OWNER and role is not Role.OWNER
+    if goes and state.owners == {account}:
         raise LogInvalidError("the last owner of a space")
 
 
