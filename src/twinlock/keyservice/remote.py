@@ -172,6 +172,8 @@ class RemoteKeyService(KeyService):
     async def _call(self, call: NodeCall, kind: type[Result]) -> Result:
         if self._is_closed:
             raise ClosedError
+        if self._root.done():
+            raise KeyServiceError("nothing is sent any more; the server must be started again")
         resting_ms = self._resting_ms()
         if resting_ms:
             raise KeyServiceError("it did not answer a moment ago", retry_after_ms=resting_ms)

@@ -17,6 +17,7 @@ from twinlock.errors import (
     LeaseRefusedError,
     LogConflictError,
     LogInvalidError,
+    OverloadedError,
     StoreError,
     TwinlockError,
 )
@@ -45,12 +46,12 @@ class SignedLogs:
         A directory that was restored to an older state is mended here, so that nobody is served a shorter log.
 
         Raises:
-            KeyServiceError: it does not answer, and the copy here may be behind it.
+            KeyServiceError, OverloadedError: it does not answer, and the copy here may be behind it.
         """
         entries = await self._copy(log)
         try:
             return await self._completed(log, entries)
-        except KeyServiceError:
+        except (KeyServiceError, OverloadedError):
             if await self._directory.get(_mark(log)) is not None:
                 raise
             # Serving goes on without the key service; it alone decides about keys anyway.
