@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.unit.sealing_world import Person, SeededEntropy, flipped
 from tools.vectors_keys import Vector, vector
 from twinlock.ids import Epoch
-from twinlock.protocol.account_log import replay_account
+from twinlock.protocol.account_log import device_id_of, replay_account
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.signed_log import FieldValue, encode_body
 from twinlock.protocol.space_log import Role, SpaceLogState
@@ -81,6 +81,12 @@ def account_log() -> Vector:
             forged(
                 "device",
                 {"device": person.device.device, "sign": person.device.sign_pk, "kem": person.device.kem_pk},
+            ),
+            "log_invalid",
+        ),
+        "a device key of small order": (
+            forged(
+                "device", {"device": device_id_of(second.sign_pk, bytes(32)), "sign": second.sign_pk, "kem": bytes(32)}
             ),
             "log_invalid",
         ),

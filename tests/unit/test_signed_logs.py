@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.sealing_world import Person, SeededEntropy, World, flipped
 from twinlock.errors import LogForkError, LogInvalidError, SignatureError, UpdateNeededError
 from twinlock.ids import Epoch
-from twinlock.protocol.account_log import replay_account
+from twinlock.protocol.account_log import device_id_of, replay_account
 from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.envelope import Kind
 from twinlock.protocol.signed_log import NO_LOG, LogPosition, check_continuation, encode_body
@@ -49,6 +49,15 @@ def account_entry(state, kind, fields, signer=KEYS) -> SignedEntry:
 def space_entry(signer: Person, state, kind, **fields) -> SignedEntry:
     body = encode_body(kind, {"by": signer.keys.account, **fields})
     return sign_entry(signer.keys, state.space, state.position, body)
+
+
+def test_a_device_to_which_nothing_can_be_wrapped_is_not_certified():
+    state = replay_account(account_entries()[:1])
+    keys = {"sign": DEVICE.sign_pk, "kem": bytes(32)}
+    entry = account_entry(state, "device", {"device": device_id_of(DEVICE.sign_pk, bytes(32)), **keys})
+
+    with pytest.raises(LogInvalidError):
+        replay_account([entry], state)
 
 
 def test_an_account_s_log_names_its_keys_and_devices():
