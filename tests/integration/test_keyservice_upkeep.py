@@ -7,7 +7,7 @@ from contextlib import closing
 import pytest
 
 from tests.client_kit import until
-from twinlock.errors import LeaseRefusedError, LogInvalidError, StoreError
+from twinlock.errors import KeyServiceError, LeaseRefusedError, LogInvalidError, StoreError
 from twinlock.ids import Epoch, SpaceId
 from twinlock.keyservice import KeyServiceSettings, LocalKeyService
 from twinlock.keyservice.app import KeyServiceProcess
@@ -285,6 +285,27 @@ class TestShredding:
         await space.shred(keys)
         with pytest.raises(LeaseRefusedError):
             await lease(keys, space.owner, space.id, 1)
+
+    async def test_a_shred_that_failed_halfway_denies_the_space_and_is_finished_later(self, keys, folder):
+        space = await opened(keys)
+        broken = "CREATE TRIGGER broken BEFORE INSERT ON ledger BEGIN SELECT RAISE(ABORT, 'full'); END"
+        rows(folder, broken)
+        with pytest.raises(KeyServiceError):
+            await space.shred(keys)
+        assert rows(folder, "SELECT count(*) FROM keys") == [(1,)]
+        rows(folder, "DROP TRIGGER broken")
+
+        with pytest.raises(LeaseRefusedError):
+            await lease(keys, space.owner, space.id, 1)
+        await keys.close()
+        again = open_keys(folder)
+        assert rows(folder, "SELECT count(*) FROM keys") == [(0,)]
+        await space.shred(again)
+
+        assert (await events(again))[-2:] == ["purged", "denied"]
+        assert (await again.append_log(space.log, 0, space.entries)).seq == len(space.entries)
+        assert (await again.verify_ledger()).intact
+        await again.close()
 
     async def test_only_an_owner_shreds(self, keys):
         space, admin = await opened(keys), await registered(keys)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from twinlock.errors import StoreError
 from twinlock.ids import ID_BYTES, SpaceId
+from twinlock.keyservice.private_file import write_new
 
 
 class DenyList:
@@ -23,12 +24,8 @@ class DenyList:
         """
         self._path = path
         try:
-            # Without its deny list a restored database would release the keys of spaces that were shredded.
-            if not path.exists() and not may_make:
-                raise StoreError(
-                    f"the deny list {path.name} is missing: bring it back, or make an empty file if no space was "
-                    "ever shredded"
-                )
+            if not path.exists():
+                _make(path, may_make)
             lines = _whole_lines(path)
             self._spaces = {SpaceId(bytes.fromhex(line)) for line in lines}
         except (OSError, ValueError) as exc:
@@ -61,9 +58,17 @@ class DenyList:
         self._spaces.add(space)
 
 
+def _make(path: Path, may_make: bool) -> None:
+    # Without its deny list a restored database would release the keys of spaces that were shredded.
+    if not may_make:
+        raise StoreError(
+            f"the deny list {path.name} is missing: bring it back, or make an empty file if no space was ever shredded"
+        )
+    write_new(path, b"")
+
+
 def _whole_lines(path: Path) -> list[str]:
     """Return the file's lines; a last one whose writing was cut short is removed, for nobody was told of it."""
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
     text = path.read_text("ascii")
     whole = text[: text.rfind("\n") + 1]
     if len(whole) < len(text):

@@ -77,6 +77,9 @@ class NodeDoor:
 
     def _note_refusal(self, error: TwinlockError) -> None:
         self._metrics.refused.labels(error.code).inc()
+        if isinstance(error, ChallengeError):
+            # How every node learns of this service's present life.
+            return
         now_s = time.monotonic()
         # Anybody can be refused as often as they like: the log tells of one now and then, the metrics count them all.
         if now_s >= self._quiet_until_s:
