@@ -6,6 +6,7 @@ async with await twinlock.connect() as db:
 """
 
 from twinlock.client import (
+    ApplicantInfo,
     Client,
     Collection,
     DeviceInfo,
@@ -14,7 +15,10 @@ from twinlock.client import (
     DocSnapshot,
     DocumentHandle,
     Element,
+    EndReason,
+    InviteInfo,
     ListHandle,
+    MemberInfo,
     Options,
     PairingApproval,
     PairingRequest,
@@ -22,6 +26,7 @@ from twinlock.client import (
     ServiceAccount,
     Snapshot,
     Space,
+    SpaceEnd,
     SpaceInfo,
     Status,
     Write,
@@ -36,8 +41,10 @@ from twinlock.client import (
 from twinlock.document.fields import array_remove, array_union, delete_field, increment, server_timestamp
 from twinlock.document.schema import Migration, Schema
 from twinlock.errors import TwinlockError
+from twinlock.protocol.space_log import Role
 
 __all__ = [
+    "ApplicantInfo",
     "Client",
     "Collection",
     "DeviceInfo",
@@ -46,16 +53,21 @@ __all__ = [
     "DocSnapshot",
     "DocumentHandle",
     "Element",
+    "EndReason",
+    "InviteInfo",
     "ListHandle",
+    "MemberInfo",
     "Migration",
     "Options",
     "PairingApproval",
     "PairingRequest",
     "QueryHandle",
+    "Role",
     "Schema",
     "ServiceAccount",
     "Snapshot",
     "Space",
+    "SpaceEnd",
     "SpaceInfo",
     "Status",
     "TwinlockError",

@@ -15,6 +15,7 @@ from twinlock.cli.inspect import inspect
 from twinlock.cli.keyservice import keyservice
 from twinlock.cli.ledger import ledger
 from twinlock.cli.serve import serve
+from twinlock.cli.spaces import space
 
 commands = typer.Typer(
     name="twinlock",
@@ -37,6 +38,7 @@ for command in (split, backup, restore):
 commands.add_typer(keyservice, rich_help_panel="Run a server")
 commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Read and write a profile", put, get, query, watch)
+commands.add_typer(space, rich_help_panel="Read and write a profile")
 _add("Devices and keys", pair)
 commands.add_typer(device, rich_help_panel="Devices and keys")
 commands.add_typer(kit, rich_help_panel="Devices and keys")

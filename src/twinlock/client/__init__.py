@@ -4,6 +4,9 @@ from twinlock.client.batch import WriteBatch
 from twinlock.client.client import Client
 from twinlock.client.collection import Collection, DocumentHandle
 from twinlock.client.devices import DeviceInfo
+from twinlock.client.endings import EndReason, SpaceEnd
+from twinlock.client.invites import ApplicantInfo, InviteInfo
+from twinlock.client.members import MemberInfo
 from twinlock.client.opening import connect, recover, sign_in, sign_up
 from twinlock.client.options import Options
 from twinlock.client.ordered_list import Element, ListHandle
@@ -17,6 +20,7 @@ from twinlock.client.status import Status
 from twinlock.client.writes import Write
 
 __all__ = [
+    "ApplicantInfo",
     "Client",
     "Collection",
     "DeviceInfo",
@@ -25,7 +29,10 @@ __all__ = [
     "DocSnapshot",
     "DocumentHandle",
     "Element",
+    "EndReason",
+    "InviteInfo",
     "ListHandle",
+    "MemberInfo",
     "Options",
     "PairingApproval",
     "PairingRequest",
@@ -33,6 +40,7 @@ __all__ = [
     "ServiceAccount",
     "Snapshot",
     "Space",
+    "SpaceEnd",
     "SpaceInfo",
     "Status",
     "Write",

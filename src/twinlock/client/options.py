@@ -27,12 +27,14 @@ class Options(msgspec.Struct, frozen=True):
 
     `password_unlock` lets the password open data too (14 characters at least): two keys then hang on one password
     that can be guessed, whose holder is the operator. `token` signs in at servers that ask for the application's own
-    sign-in. `device_name` is what the account's other devices call this one, by default the machine's name. `wall_ms`
-    and `entropy` are where time and chance come from, and `dial` opens the connection.
+    sign-in. `app_url` is where invite links lead, by default to the server. `device_name` is what the account's other
+    devices call this one, by default the machine's name. `wall_ms` and `entropy` are where time and chance come from,
+    and `dial` opens the connection.
     """
 
     password_unlock: bool = False
     token: Token | None = None
+    app_url: str | None = None
     device_name: str | None = None
     wall_ms: Callable[[], int] = wall_clock_ms
     entropy: Entropy = os.urandom
