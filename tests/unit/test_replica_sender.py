@@ -263,6 +263,27 @@ def test_a_role_that_the_server_does_not_see_is_looked_up_before_anything_is_ref
     assert [event.code for event in world.refused] == ["role_forbids"]
 
 
+def test_what_the_role_forbade_is_sealed_again_with_what_the_log_says_now(world):
+    world.write("-1", {"a": 1})
+    world.start()
+    world.write("-2", {"a": 2})
+    world.attach()
+    world.sender.outgoing(NOW)
+    world.reject(1, "role_forbids")
+    world.space.rotate()
+    world.sequencer.rules = world.space.log
+    world.keyring.install_log(world.space.log)
+    world.sender.keys_changed(NOW)
+    world.sender.outgoing(NOW)
+
+    world.reject(1, "role_forbids")
+    world.exchange()
+
+    assert [(event.tokens, event.code) for event in world.refused] == [((1,), "role_forbids")]
+    assert world.documents() == {"-2": {"a": 2}}
+    assert parse(world.entries[0].envelope).header.epoch == 2
+
+
 def reject_of(world, counter, code):
     return Reject(world.space.log.space, counter, code, "", 0, 0, bytes(32))
 

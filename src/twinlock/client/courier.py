@@ -106,6 +106,9 @@ class Courier(Peer):
             if runtime.replica is not None and runtime.keyring.locked(now_ms):
                 self._lock(runtime)
             self._leases.renew(runtime)
+            for link in runtime.links:
+                # A write that cannot be sent brings no answer that would have its events looked at.
+                self._take_events(runtime, link)
         for tender in self.tenders:
             tender(now_ms)
         self._show_locked()

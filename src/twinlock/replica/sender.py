@@ -379,10 +379,18 @@ class Sender:
             head = (frame.own_counter, frame.own_id)
         self._server_head = None
         later = [slot for slot in self._drops.pending.values() if slot.counter > frame.counter]
+        slot = self._drops.pending[token]
+        if frame.code == RoleError.code and self._is_outdated(slot):
+            # It may count with what the log says now, if it can still be sealed again.
+            self._chain_anew([slot, *later], head, frame.code)
+            return
         self._forget(token)
         self._drops.add([Refused([token], frame.code, frame.detail)])
         self._events.append(WritesRefused((token,), frame.code, frame.detail))
         self._chain_anew(later, head, frame.code)
+
+    def _is_outdated(self, slot: Slot) -> bool:
+        return parse(self._drops.data(slot)).header.log_head != self._keyring.log.head_prefix
 
     def _chain_anew(
         self, slots: Sequence[Slot], head: tuple[Counter, EnvelopeId], code: str, now_ms: int | None = None
