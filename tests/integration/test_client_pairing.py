@@ -152,6 +152,7 @@ async def test_an_unknown_code_and_one_of_another_server_are_refused(world):
         ("0000-0000-0000-0000", PairingUnknownError),
         ("no code at all", PairingUnknownError),
         (elsewhere, PairingRefusedError),
+        (pairing.pairing_qr("ftp://nowhere", ticket.server_id, ticket.prefix), PairingUnknownError),
     ):
         with pytest.raises(error):
             await db.pair_device(code)
