@@ -458,8 +458,8 @@ class SpaceRuntime:
         self._locked_writes.clear()
         self._side.clear()
 
-    def settle(self, event: ReplicaEvent, link: Replica | Sender) -> None:
-        """Tell the handles of writes what became of them, as one of `links` says."""
+    def settle(self, event: ReplicaEvent, link: Replica | Sender | None = None) -> None:
+        """Tell the handles of writes what became of them, as one of `links` says (by default the replica)."""
         if self._sender is not None and link is self._sender.sender:
             self._sender.settle(event)
             self._drop_used_up()
