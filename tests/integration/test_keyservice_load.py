@@ -8,12 +8,14 @@ import pytest
 
 from tests.client_kit import until
 from tests.keyservice_kit import Node, counted_posts, opened_now
-from twinlock.errors import KeyServiceError, OverloadedError, TwinlockError
+from twinlock.errors import KeyServiceError, LimitExceededError, LogInvalidError, OverloadedError, TwinlockError
 from twinlock.keyservice.app import KeyServiceProcess
+from twinlock.keyservice.calls import REQUEST_BYTES_MAX
 from twinlock.keyservice.node_auth import REQUEST_HEADER
 from twinlock.keyservice.remote import RemoteKeyService
 from twinlock.keyservice.service import wall_clock_ms
 from twinlock.keyservice.settings import ProcessSettings
+from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.frames import Leases
 from twinlock.protocol.space_log import Role
 from twinlock.testing.contracts.key_requests import registered
@@ -68,6 +70,27 @@ async def test_calls_that_may_wait(service, keys, monkeypatch):
     assert len(refused) == 900
     assert all(error.retry_after_ms for error in refused)
     assert [outcome for outcome in outcomes if outcome == []] == [[]] * 100
+
+
+async def test_bytes_that_may_wait(keys, monkeypatch):
+    monkeypatch.setattr("twinlock.keyservice.remote.WAITING_BYTES_MAX", 1_000)
+    entries = [SignedEntry(bytes(200), bytes(64))]
+
+    outcomes = await asyncio.gather(
+        *(keys.append_log(bytes(16), 0, entries) for _ in range(20)), return_exceptions=True
+    )
+
+    refused = [outcome for outcome in outcomes if isinstance(outcome, OverloadedError)]
+    assert len(refused) == 17
+    assert {type(outcome) for outcome in outcomes[:3]} == {LogInvalidError}
+
+
+async def test_a_call_that_is_too_large_is_refused_before_it_is_sent(keys):
+    entries = [SignedEntry(bytes(REQUEST_BYTES_MAX), bytes(64))]
+
+    with pytest.raises(LimitExceededError):
+        await keys.append_log(bytes(16), 0, entries)
+    assert await keys.read_log(bytes(16), 0) == []
 
 
 async def test_one_turn_of_the_loop_is_one_request(service, keys, monkeypatch):
