@@ -12,7 +12,7 @@ from twinlock.errors import (
     RecoveryKitError,
 )
 from twinlock.ids import DeviceId
-from twinlock.protocol.account_log import replay_account
+from twinlock.protocol.account_log import device_id_of, replay_account
 from twinlock.sealing import (
     AccountKeys,
     DeviceKeys,
@@ -90,9 +90,19 @@ def test_the_code_proves_the_keys(newcomer):
             (other.sign_pk, other.kem_pk),
             (newcomer.sign_pk, other.kem_pk),
             (newcomer.sign_pk, newcomer.kem_pk + b"\0"),
+            (newcomer.sign_pk, bytes(32)),
         ):
             with pytest.raises(PairingRefusedError):
                 check_device_keys(ticket, *keys)
+
+
+def test_a_device_of_a_key_that_hides_nothing_is_refused():
+    """A device may show the code of such a key: whatever was sealed to it would open for everybody."""
+    sign_pk, kem_pk = DeviceKeys.make(ENTROPY).sign_pk, bytes(32)
+    ticket = parse_pairing(pairing_code(device_id_of(sign_pk, kem_pk)))
+
+    with pytest.raises(PairingRefusedError):
+        check_device_keys(ticket, sign_pk, kem_pk)
 
 
 def test_the_digits_tell_account_and_device_apart(person, newcomer):

@@ -73,8 +73,8 @@ def check_device_keys(ticket: PairingTicket, sign_pk: bytes, kem_pk: bytes) -> D
     Raises:
         PairingRefusedError: they are not the keys of the device that showed the code.
     """
-    if len(sign_pk) != KEY_BYTES or len(kem_pk) != KEY_BYTES:
-        raise PairingRefusedError("the server told keys of a wrong length")
+    if len(sign_pk) != KEY_BYTES or not hpke.is_recipient(kem_pk):
+        raise PairingRefusedError("what the server told are no keys")
     device = device_id_of(sign_pk, kem_pk)
     if not device.startswith(ticket.prefix):
         raise PairingRefusedError("the server told another device's keys")
@@ -87,15 +87,8 @@ def pairing_digits(account: AccountId, device: DeviceId) -> str:
 
 
 def seal_account_keys(keys: AccountKeys, device: DeviceId, kem_pk: bytes) -> bytes:
-    """Seal the account's keys to a new device.
-
-    Raises:
-        PairingRefusedError: the device's key is no key.
-    """
-    try:
-        return hpke.seal(kem_pk, keys.expose(), _pair_info(keys.account, device))
-    except ValueError as exc:
-        raise PairingRefusedError("the new device's key is no key") from exc
+    """Seal the account's keys to a new device, whose keys were checked."""
+    return hpke.seal(kem_pk, keys.expose(), _pair_info(keys.account, device))
 
 
 def open_account_keys(sealed: bytes, device_keys: DeviceKeys, state: AccountState) -> AccountKeys:
