@@ -132,6 +132,19 @@ async def test_an_invite_that_is_not_open_says_no_more_than_that(server, house, 
         assert await refusal(wire, "space.join", join) == "invite_refused"
 
 
+async def test_invites_are_opened_so_often_a_minute_and_not_more():
+    stores = await open_stores(Settings(engine="memory:"))
+    running = Server(Settings(engine="memory:", port=0, unlocker_tries_per_min=1), stores)
+    await running.start()
+    person = await make_person(running)
+    wire = await person.open()
+
+    codes = [await refusal(wire, "invite.open", OpenInvite(os.urandom(16), b"", b"")) for _ in range(11)]
+
+    await running.stop()
+    assert codes == ["invite_refused"] * 10 + ["rate_limited"]
+
+
 async def test_a_join_comes_by_its_own_call_from_its_own_account_and_with_its_row(server, house, ben):
     link = await house.invite(Role.EDITOR)
     keys, wire = InviteKeys.of(link.space, link.secret), await ben.open()
@@ -405,7 +418,8 @@ async def test_the_chains_of_revoked_devices_are_cut_off_and_those_of_others_go_
             await wire.call("space.append", params, LogHead)
         else:
             assert await refusal(wire, "space.append", params) == "cutoff_conflict"
-    await wire.push(house.space, chain.next())
+    house.took(params)
+    await wire.push(house.space, chain.next(log_head=house.log.head_prefix))
     await wire.acked(house.space, 4)
 
 

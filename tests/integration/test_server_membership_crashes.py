@@ -263,3 +263,19 @@ async def test_a_gap_in_the_copy_of_a_log_is_mended_from_the_key_service(town):
 
     assert replay_space(page.entries).head == house.log.head
     assert len(await town.inner.directory.list(log)) == house.log.seq
+
+
+async def test_a_change_while_the_key_service_is_down_leaves_nothing_in_doubt(town):
+    house = await town.furnish("leave")
+    caller, method, request = await request_of("leave", town, house)
+    town.stores.keys.trouble = Trouble()
+    town.stores.keys.trouble.is_down = True
+
+    assert await call(caller, method, request) == "key_service_unavailable"
+    wire, chain = await town.ben.open(), town.ben.chain_in(house.space)
+    await wire.push(house.space, chain.next())
+    await wire.acked(house.space, 1)
+    assert await town.inner.directory.list("appending/") == {}
+    # Not even a server that starts now needs it.
+    await town.restart()
+    await (await town.ben.open()).attach(house.space)

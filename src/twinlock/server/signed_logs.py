@@ -49,13 +49,17 @@ class SignedLogs:
             KeyServiceError, OverloadedError: it does not answer, and the copy here may be behind it.
         """
         entries = await self._copy(log)
+        is_marked = await self._directory.get(_mark(log)) is not None
         try:
-            return await self._completed(log, entries)
+            entries = await self._completed(log, entries)
         except (KeyServiceError, OverloadedError):
-            if await self._directory.get(_mark(log)) is not None:
+            if is_marked:
                 raise
             # Serving goes on without the key service; it alone decides about keys anyway.
             return entries
+        if is_marked:
+            await self._unmark(log)
+        return entries
 
     async def read_certain(self, log: LogId) -> list[SignedEntry]:
         """Return every entry of a log as the key service has it, once it answers.
@@ -74,6 +78,19 @@ class SignedLogs:
             LogConflictError, LogInvalidError, SignatureError, UpdateNeededError: as the key service decides.
             KeyServiceError, StoreError: whether they were appended is not known; `read_certain` tells later.
         """
+        await self.reach(log, expect_seq)
+        return await self.append_reached(log, expect_seq, entries)
+
+    async def reach(self, log: LogId, seq: int) -> None:
+        """See whether the key service answers: what is not even tried leaves nothing in doubt.
+
+        Raises:
+            KeyServiceError: it does not.
+        """
+        await self._keys.read_log(log, seq)
+
+    async def append_reached(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+        """Append as `append` does, to a key service that has just answered."""
         self._under_way[log] += 1
         try:
             await self._directory.put(_mark(log), b"")

@@ -155,6 +155,7 @@ class SpaceChanges:
             KeyServiceError, StoreError: nothing has changed, or will not be known before the key service answers.
         """
         before = space.sequencer.rules
+        await self._logs.reach(LogId(space.id), before.seq)
         cutoffs = [] if is_lost else cutoffs_between(before, after)
         space.sequencer.hold(Everybody() if after.is_shredded else frozenset(account for account, _ in cutoffs))
         try:
@@ -222,7 +223,7 @@ class SpaceChanges:
     async def _commit(self, space: ServedSpace, entries: Sequence[SignedEntry], after: SpaceLogState) -> LogHead:
         before = space.sequencer.rules
         try:
-            head = await self._logs.append(LogId(space.id), before.seq, entries)
+            head = await self._logs.append_reached(LogId(space.id), before.seq, entries)
         except (KeyServiceError, StoreError, LogConflictError):
             # A conflict shows that the log has grown past this server.
             self.doubt(space)
