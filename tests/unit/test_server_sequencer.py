@@ -7,10 +7,10 @@ import pytest
 
 from tests.server_kit import Chain
 from twinlock.contracts import DeviceHead
-from twinlock.ids import Epoch, SpaceId
+from twinlock.ids import Counter, Epoch, SpaceId
 from twinlock.protocol.envelope import Kind, parse
 from twinlock.protocol.limits import ENVELOPE_BYTES_MAX
-from twinlock.protocol.space_log import Applicant, Member, Role, SpaceLogState
+from twinlock.protocol.space_log import Applicant, Cutoff, Member, Role, SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.server.sequencer import Author, Decision, Sequencer
 
@@ -252,3 +252,32 @@ def test_nobody_writes_to_a_space_that_was_shredded_or_after_leaving_it():
     applicant = Applicant(b"", b"", Role.EDITOR, b"")
     desk.sequencer.rules = msgspec.structs.replace(alive, members={}, applicants={ACCOUNT: applicant})
     assert desk.code(desk.chain.make(1, bytes(32))) == "approval_pending"
+
+
+def lowered(desk: Desk, counter: int) -> SpaceLogState:
+    """Return rules by which the account was lowered from admin to editor, its chain standing at a counter."""
+    cutoff = Cutoff(2, {desk.device.device: Counter(counter)}, is_whole=True)
+    member = Member(b"", b"", Role.EDITOR, ((1, Role.ADMIN), (2, Role.EDITOR)), (cutoff,))
+    prefixes = {b"head-one": 1, b"head-two": 2}
+    return msgspec.structs.replace(rules(), members={ACCOUNT: member}, head_prefixes=prefixes, seq=2)
+
+
+@pytest.mark.parametrize(
+    ("log_head", "code"), [(b"head-one", "stale_log_head"), (b"head-two", None), (b"unknown!", "stale_log_head")]
+)
+def test_above_a_cutoff_an_envelope_must_know_that_it_may_be_written(log_head, code):
+    desk = Desk()
+    desk.sequencer.rules = lowered(desk, 0)
+
+    assert desk.code(desk.chain.make(counter=1, prev=bytes(32), log_head=log_head)) == code
+
+
+def test_what_lies_below_a_cutoff_may_be_pushed_again():
+    desk = Desk()
+    first = desk.chain.next()
+    desk.sequencer.confirm(desk.push(first).fresh)
+    desk.sequencer.rules = lowered(desk, 1)
+
+    decision = desk.push(first)
+
+    assert (len(decision.known), decision.refusal) == (1, None)

@@ -17,7 +17,7 @@ from twinlock.document.conflicts import Conflict
 from twinlock.document.document import Document
 from twinlock.document.query import Query
 from twinlock.errors import LeaseExpiredError, RoleError, error_from_code
-from twinlock.ids import Counter, EnvelopeId, Epoch, Seq
+from twinlock.ids import Counter, EnvelopeId, Seq
 from twinlock.protocol.calls import CutResult
 from twinlock.protocol.frames import Ack, Attach, Attached, Entries, Reject
 from twinlock.replica.batch import Batch
@@ -25,7 +25,6 @@ from twinlock.replica.documents import Shown, WorkingSet
 from twinlock.replica.events import (
     CaughtUp,
     KeyringRowsWanted,
-    LeaseWanted,
     LogsWanted,
     PushHeld,
     ReplicaEvent,
@@ -38,7 +37,7 @@ from twinlock.replica.keyring import Keyring
 from twinlock.replica.live import LiveQueries, LiveQuery, QuerySnapshot
 from twinlock.replica.outbox import Outbox
 from twinlock.replica.rebase import is_read
-from twinlock.replica.retries import RETRY_MS_MIN, ROLE_RETRY_MS
+from twinlock.replica.retries import RETRY_MS_MIN, ROLE_RETRY_MS, StaleSeals
 from twinlock.replica.store import OwnEnvelope, QuarantinedEnvelope, RefusedWrite, ReplicaStore, decode_value
 from twinlock.replica.upkeep import DEFAULT_UPKEEP, Upkeep, UpkeepSettings
 from twinlock.replica.wear import DEFAULT_WEAR, WearLimits
@@ -60,7 +59,6 @@ class Replica:
         "_attaches",
         "_awaited",
         "_doubts_role",
-        "_epoch_awaited",
         "_events",
         "_held_until_ms",
         "_inbox",
@@ -71,6 +69,7 @@ class Replica:
         "_outbox",
         "_own_at_attach",
         "_server_head",
+        "_stale",
         "_store",
         "_target",
         "_upkeep",
@@ -101,7 +100,7 @@ class Replica:
         self._doubts_role = False
         self._target = Seq(0)
         self._held_until_ms = 0
-        self._epoch_awaited = Epoch(0)
+        self._stale = StaleSeals()
         self._server_head: tuple[Counter, EnvelopeId] | None = None
 
     # Writing
@@ -324,7 +323,7 @@ class Replica:
             return []
         self._held_until_ms = 0
         self._adopt_if_behind()
-        if self._server_head is None and self._keyring.log.epoch > self._epoch_awaited:
+        if self._server_head is None and self._stale.are_over(self._keyring.log):
             self._show(self._outbox.seal_waiting(now_ms))
         return self._outbox.outgoing(pushes_max)
 
@@ -364,9 +363,7 @@ class Replica:
 
     def _reseal(self, frame: Reject, sealed: OwnEnvelope) -> None:
         """Seal again what the server does not have, on top of the head that it has."""
-        if frame.code == "stale_epoch":
-            self._epoch_awaited = Epoch(int.from_bytes(sealed.data[4:8], "big"))
-            self._events += [LogsWanted(), LeaseWanted()]
+        self._events += self._stale.note(frame.code, sealed.data)
         with self._store.transaction(durable=True):
             if frame.counter > frame.own_counter + 1 and self._outbox.lowest_frozen() != frame.counter:
                 # Envelopes below it are still on their way, or lost: they come first, as they are.
@@ -401,8 +398,7 @@ class Replica:
 
     def keys_changed(self, now_ms: int) -> None:
         """The keyring has newer logs or a lease: what lies in quarantine is judged again."""
-        # If the epoch has not changed, the refusal was of an envelope that has been sealed again meanwhile.
-        self._epoch_awaited = Epoch(0)
+        self._stale.forget()
         if self._doubts_role:
             self._held_until_ms = 0
         if not self._keyring.locked(now_ms):

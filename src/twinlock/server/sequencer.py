@@ -21,6 +21,7 @@ from twinlock.errors import (
     OverloadedError,
     RoleError,
     StaleEpochError,
+    StaleLogHeadError,
     TwinlockError,
 )
 from twinlock.ids import NO_ENVELOPE, AccountId, Counter, DeviceId, SpaceId
@@ -174,6 +175,9 @@ class Sequencer:
             raise refusal_of(rules, author.account) or RoleError()
         if header.kind is Kind.SIGNAL or not self._may_write(member, header):
             raise RoleError
+        if member.cutoffs and self._is_cut_off(member, header):
+            # No reader would count it. A drop cannot be sealed again; everything else can, with what the log says now.
+            raise RoleError if header.kind is Kind.DROP else StaleLogHeadError
         if header.kind is Kind.DROP:
             if header.epoch not in rules.epochs:
                 raise StaleEpochError(f"epoch {header.epoch} is not known")
@@ -191,6 +195,13 @@ class Sequencer:
         if header.kind is not Kind.DROP or seq is None or member.role_at(seq) is not Role.SENDER:
             return False
         return not member.is_cut_off(header.device, header.counter, header.kind, seq, is_revoked=False)
+
+    def _is_cut_off(self, member: Member, header: Header) -> bool:
+        if header.counter <= self.head_of(header.device).counter:
+            # It is there already, or conflicts with what is.
+            return False
+        seq = self.rules.head_prefixes.get(header.log_head)
+        return seq is None or member.is_cut_off(header.device, header.counter, header.kind, seq, is_revoked=False)
 
     def _is_fresh(self, envelope: Envelope, author: Author) -> bool:
         """Tell whether an envelope continues its chain, and count on it then; otherwise it was pushed before."""
