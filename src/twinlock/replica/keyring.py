@@ -186,6 +186,11 @@ class Keyring:
         """Whether the newest epoch's member key is here; without it the Keyring row must be fetched."""
         return self._log.epoch in self._member_keys
 
+    @property
+    def holds_member_keys(self) -> bool:
+        """Whether a member key of any epoch is here."""
+        return bool(self._member_keys)
+
     def member_key(self, epoch: Epoch) -> MemberKey | None:
         """Return the member key of an epoch, to be wrapped to somebody else, or None if it is not here."""
         return self._member_keys.get(epoch)

@@ -37,6 +37,9 @@ from twinlock.sealing.suite import Entropy
 KEPT_BYTES_MAX = 64 << 20
 """Acknowledged drops are kept to heal a restored server, up to this much and for `KEEP_MS`."""
 
+BEYOND_ALL = Seq((1 << 53) - 1)
+"""The cursor of whom nothing is to be delivered to, not even while it becomes a reader; a number in JavaScript too."""
+
 FRESH_BYTES_MAX = 4 << 20
 """How much of what waits can still be sealed again; the oldest goes first."""
 
@@ -185,8 +188,8 @@ class Sender:
     # Connection
 
     def attach_request(self) -> Attach:
-        """Return the frame by which the server takes pushes; it delivers nothing to a sender."""
-        return Attach(self._keyring.space, b"", Seq(0))
+        """Return the frame by which the server takes pushes and delivers nothing."""
+        return Attach(self._keyring.space, b"", BEYOND_ALL)
 
     def on_attached(self, frame: Attached, now_ms: int) -> None:
         """Begin to push, with what the server has lost first."""
