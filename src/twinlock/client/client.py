@@ -17,13 +17,14 @@ from twinlock.client.devices import DeviceInfo, Devices
 from twinlock.client.endings import SpaceEnd, finish_wiping, space_ends
 from twinlock.client.keystore import Custody, forget_store_key
 from twinlock.client.revocation import Revoker
-from twinlock.client.revoked import is_revoked, wipe
+from twinlock.client.revoked import wipe
 from twinlock.client.sharing import Sharing
 from twinlock.client.space import Space
 from twinlock.client.space_handle import SpaceHandle
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.spaces import SpaceInfo, SpaceMaker, find_space
 from twinlock.client.status import Status, StatusBoard, StatusListener
+from twinlock.client.supervisor import Supervisor
 from twinlock.errors import (
     ClosedError,
     DeviceRevokedError,
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 FIRST_TRY_MS_MAX = 3_000
 """How long opening waits for the server before it goes on without it."""
 
-RESTART_DELAY_S = 1.0
 SETTLE_MS_MAX = 10_000
 SIGN_OUT_MS_MAX = 10_000
 FATAL = (WrongServerError, DeviceRevokedError)
@@ -70,10 +70,9 @@ class Client:
         settings = self._sharing.settings
         self._revoker = Revoker(context, connection, self._courier, self._devices, credentials, settings)
         self._handles: dict[SpaceId, SpaceHandle] = {}
-        self._supervisor: asyncio.Task[None] | None = None
+        self._supervisor = Supervisor(context, connection, self._courier, self._go_dark)
         self._is_closed = False
         self._closed_by: TwinlockError | None = None
-        self._revocation_read = asyncio.Event()
 
     # Life
 
@@ -88,10 +87,10 @@ class Client:
         finish_wiping(self._context)
         for space in self._context.state.spaces():
             self._courier.add(self._known_space(space))
-        self._supervisor = asyncio.create_task(self._supervise(), name="twinlock")
+        self._supervisor.start()
         await self._within(FIRST_TRY_MS_MAX, self._connection.first_try())
         if isinstance(self._connection.last_error, DeviceRevokedError):
-            await self._within(SETTLE_MS_MAX, self._revocation_was_read())
+            await self._within(SETTLE_MS_MAX, self._supervisor.revocation_was_read())
         if isinstance(self._connection.last_error, FATAL):
             raise self._connection.last_error
         if self._connection.session is not None:
@@ -102,9 +101,7 @@ class Client:
         if self._is_closed:
             return
         self._is_closed = True
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            await asyncio.wait([self._supervisor])
+        await self._supervisor.stop()
         self._release(ClosedError())
         self._context.profile.close()
 
@@ -373,54 +370,15 @@ class Client:
 
     # Insides
 
-    async def _supervise(self) -> None:
-        while True:
-            # Each round is a task of its own: before Python 3.13 a TaskGroup that fails may leave its task cancelled.
-            async with asyncio.TaskGroup() as rounds:
-                served = rounds.create_task(self._serve())
-            if served.result():
-                self._go_dark()
-                return
-            await asyncio.sleep(RESTART_DELAY_S)
-
-    async def _serve(self) -> bool:
-        """Keep everything running until this device finds itself revoked, which it then returns."""
-        was_revoked = False
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._connection.run(self._courier))
-                tasks.create_task(self._courier.tend_forever())
-                tasks.create_task(self._courier.do_chores())
-                tasks.create_task(self._heed_revocation())
-        except* DeviceRevokedError:
-            was_revoked = True
-        except* Exception:
-            # Who waits for the server must not wait for ever because of a fault here: the log says what it was.
-            logger.exception("a fault of this side ended the connection; it begins anew")
-        return was_revoked
-
-    async def _heed_revocation(self) -> None:
-        """Verify what a server says that calls this device revoked.
-
-        Raises:
-            DeviceRevokedError: the account's own log says so too.
-        """
-        while True:
-            await self._connection.told_revoked.wait()
-            self._connection.told_revoked.clear()
-            if await is_revoked(self._context, self._connection.address, self._connection.dial):
-                raise DeviceRevokedError
-            self._revocation_read.set()
-
-    async def _revocation_was_read(self) -> None:
-        await self._revocation_read.wait()
-
     def _go_dark(self) -> None:
         """The account has revoked this device: nothing on it opens anything from now on."""
         device, now_ms = self._context.state.device_keys.device, self._context.clock.now_ms()
-        self._release(DeviceRevokedError())
-        wipe(self._context.profile, device, now_ms)
-        self._revocation_read.set()
+        try:
+            for runtime in self._courier.runtimes.values():
+                runtime.keyring.forget()
+            self._release(DeviceRevokedError())
+        finally:
+            wipe(self._context.profile, device, now_ms)
 
     async def _after_account(self) -> None:
         """What this device owes the account once it has read its log."""
