@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.unit.membership_world import Membership
 from tests.unit.sealing_world import Person
+from tests.vectors import plain_membership
 from twinlock.errors import LogInvalidError, SignatureError, TwinlockError, UpdateNeededError
 from twinlock.ids import Counter, DeviceId
 from twinlock.protocol.calls import SignedEntry
@@ -325,6 +326,61 @@ def test_a_server_s_own_account_is_let_in_by_nothing_that_it_has_seen():
     own_invite = InviteKeys(GHOST.entropy(64))
     with pytest.raises(LogInvalidError):
         replay_space([join_entry(GHOST.keys, state, own_invite)], state)
+
+
+# The page
+
+
+def code_of(entries: list[SignedEntry]) -> str:
+    """Return why the package refuses a log, empty if it does not."""
+    try:
+        replay_space(entries)
+    except REFUSED as exc:
+        return exc.code
+    return ""
+
+
+def code_by_the_page(entries: list[SignedEntry]) -> str:
+    """Return the same by a replay that was written from the page alone."""
+    try:
+        plain_membership.replay([(entry.body, entry.sig) for entry in entries])
+    except plain_membership.RefusedError as exc:
+        return str(exc)
+    return ""
+
+
+@settings(max_examples=200, deadline=None)
+@given(attempts(signers=[FOUNDER, *OTHERS, GHOST], names=[FOUNDER, *OTHERS]))
+def test_an_entry_is_judged_as_the_page_says(attempt):
+    signer, name, kind, fields = attempt
+    body = encode_body(kind, {"by": name.keys.account, **fields})
+    state = SPACE.log
+    entries = [*SPACE.entries, sign_entry(signer.keys, state.space, state.position, body)]
+
+    assert code_of(entries) == code_by_the_page(entries)
+
+
+@settings(max_examples=30, deadline=None)
+@given(histories)
+def test_a_log_says_what_the_page_says(history):
+    ran = History().run(history)
+    state = ran.space.log
+    plain = plain_membership.replay([(entry.body, entry.sig) for entry in ran.space.entries])
+
+    for told, records in ((plain["members"], state.members), (plain["former"], state.former)):
+        assert {bytes.fromhex(name) for name in told} == set(records)
+        for name, record in records.items():
+            each = told[name.hex()]
+            assert (each["role"], each["kem"]) == (record.role, record.kem_pk)
+            assert [tuple(grant) for grant in each["roles"]] == list(record.granted)
+            assert (each["removed_seq"], each["barred_seq"]) == (record.removed_seq, record.barred_seq)
+            assert [cutoff["seq"] for cutoff in each["cutoffs"]] == [cutoff.seq for cutoff in record.cutoffs]
+    assert {bytes.fromhex(name): each["uses"] for name, each in plain["invites"].items()} == {
+        name: each.uses_left for name, each in state.invites.items()
+    }
+    assert {bytes.fromhex(name): kem for name, kem in plain["key_holders"].items()} == state.key_holders
+    assert set(plain["applicants"]) == {name.hex() for name in state.applicants}
+    assert (plain["wants_rotation"], plain["head"]) == (state.wants_rotation, state.head)
 
 
 def test_nothing_is_appended_behind_a_shred():

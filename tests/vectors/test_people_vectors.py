@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from tests.vectors import plain_membership
 from twinlock.errors import TwinlockError
 from twinlock.ids import AccountId, Counter, DeviceId, Epoch, Seq, SpaceId
 from twinlock.protocol import proofs
@@ -75,6 +76,36 @@ def test_every_refused_log_is_taken_but_for_its_last_entry():
 
 
 # Membership
+
+
+@pytest.mark.parametrize("construct", ["membership", "space_log"])
+def test_the_page_alone_says_the_same_of_logs(construct):
+    for case in read(construct)["accept"]:
+        state = plain_membership.replay(pairs_of(case))
+        assert (state["seq"], state["head"], len(state["epochs"])) == (case["seq"], of(case, "head"), case["epoch"])
+        if construct == "membership":
+            members = {name: plainly(each) for name, each in state["members"].items()}
+            assert members == {name: plainly(each) for name, each in case["members"].items()}
+            former = {name: plainly(each) for name, each in state["former"].items()}
+            assert former == {name: plainly(each) for name, each in case["former"].items()}
+            assert set(state["invites"]) == set(case["invites"])
+            assert set(state["applicants"]) == set(case["applicants"])
+            assert {name: kem.hex() for name, kem in state["key_holders"].items()} == case["key_holders"]
+            for name in ("wants_rotation", "is_shredded", "offline_needs", "lease_hours"):
+                assert state[name] == case[name]
+    for case in read(construct)["reject"]:
+        with pytest.raises(plain_membership.RefusedError, match=case["error"]):
+            plain_membership.replay(pairs_of(case))
+
+
+def pairs_of(case) -> list[tuple[bytes, bytes]]:
+    return [(of(entry, "body"), of(entry, "sig")) for entry in case["entries"]]
+
+
+def plainly(each) -> object:
+    """Return what both tell of a member."""
+    kem = each["kem"].hex() if "kem" in each else each["kem_pk"]
+    return (kem, each["roles"], each["cutoffs"], each["removed_seq"], each["barred_seq"])
 
 
 def check_membership(case):

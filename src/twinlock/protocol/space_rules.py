@@ -123,7 +123,7 @@ def _joining_key(body: Body, by: AccountId) -> bytes:
     """Return the key of an account that is not a member: only a `join` brings one along."""
     if body.type != "join":
         raise LogInvalidError("an entry by an account that is not a member")
-    return _account_keys(body.fields, by, keep=True)[0]
+    return _certified_key(body.fields.copy(), by)
 
 
 # Epochs and settings
@@ -411,12 +411,15 @@ def _check_owner_stays(state: SpaceLogState, account: AccountId, role: Role | No
         raise LogInvalidError("the last owner of a space")
 
 
-def _account_keys(fields: Fields, account: AccountId, *, keep: bool = False) -> tuple[bytes, bytes]:
-    source = fields.copy() if keep else fields
-    sign_pk, kem_pk = source.octets("sign", KEY_BYTES), _recipient(source, "kem")
+def _account_keys(fields: Fields, account: AccountId) -> tuple[bytes, bytes]:
+    return _certified_key(fields, account), _recipient(fields, "kem")
+
+
+def _certified_key(fields: Fields, account: AccountId) -> bytes:
+    sign_pk = fields.octets("sign", KEY_BYTES)
     if account != account_id_of(sign_pk):
         raise LogInvalidError("an account's id is not that of its key")
-    return sign_pk, kem_pk
+    return sign_pk
 
 
 def _recipient(fields: Fields, name: str) -> bytes:
