@@ -119,3 +119,16 @@ async def test_a_wrong_password_and_a_wrong_code_are_errors_with_a_remedy(world)
     assert (wrong[0], wrong[2].split()[0]) == (1, "wrong_credentials")
     assert (unknown[0], unknown[2].split()[0]) == (1, "pairing_unknown")
     assert "→" in unknown[2]
+
+
+async def test_a_service_account_is_made_and_its_file_is_not_overwritten(world):
+    path = world.folder / "worker.key"
+
+    status, printed, said = await run(world, "service", "create", world.url, "worker", str(path))
+    again = await run(world, "service", "create", world.url, "other", str(path))
+
+    assert (status, printed.strip()) == (0, str(path)), said
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (again[0], again[2].split()[0]) == (1, "key_file_refused")
+    async with await twinlock.connect(key_file=path, profile=world.folder / "worker") as db:
+        assert db.name == "worker"

@@ -15,6 +15,7 @@ from twinlock.cli.inspect import inspect
 from twinlock.cli.keyservice import keyservice
 from twinlock.cli.ledger import ledger
 from twinlock.cli.serve import serve
+from twinlock.cli.services import service
 from twinlock.cli.spaces import space
 
 commands = typer.Typer(
@@ -42,4 +43,5 @@ commands.add_typer(space, rich_help_panel="Read and write a profile")
 _add("Devices and keys", pair)
 commands.add_typer(device, rich_help_panel="Devices and keys")
 commands.add_typer(kit, rich_help_panel="Devices and keys")
+commands.add_typer(service, rich_help_panel="Devices and keys")
 _add("Look inside", inspect, bench, drill)
