@@ -147,8 +147,8 @@ class Spaces(msgspec.Struct, frozen=True):
 class SpacesResult(msgspec.Struct, frozen=True):
     """The ids of the account's spaces, and of those it is no longer in: it left, was removed, or they were shredded.
 
-    Only a space's signed log proves either. After a crash `spaces` may name one that the account never came into
-    (`unknown_space`) or that it is out of already (`removed`, `shredded`).
+    Only a space's signed log proves either. After a crash `spaces` may name one that the account is out of already
+    (`removed`, `shredded`).
     """
 
     spaces: list[SpaceId]

@@ -36,7 +36,7 @@ from twinlock.server.names import Names
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.sign_in import TokenSignIn
-from twinlock.server.standing import FORMER, check_member, readable_seq, refusal_of
+from twinlock.server.standing import COMING, FORMER, check_member, index_value, readable_seq, refusal_of
 from twinlock.server.tries import Tries
 from twinlock.server.unlockers import Unlockers, check_unlockers
 
@@ -109,12 +109,23 @@ class Accounts:
         return page_of(await self._authority.log(account), request.after_seq)
 
     async def _spaces(self, peer: Peer, request: Spaces) -> SpacesResult:
-        prefix = f"member/{_own(peer).hex()}/"
+        account = _own(peer)
+        prefix = f"member/{account.hex()}/"
         result = SpacesResult([])
         for key, record in (await self._directory.list(prefix)).items():
-            spaces = result.former if record.value == FORMER else result.spaces
-            spaces.append(SpaceId(bytes.fromhex(key.removeprefix(prefix))))
+            space, value = SpaceId(bytes.fromhex(key.removeprefix(prefix))), record.value
+            told = await self._coming(space, account) if value == COMING else value
+            if told is not None:
+                (result.former if told == FORMER else result.spaces).append(space)
         return result
+
+    async def _coming(self, space: SpaceId, account: AccountId) -> bytes | None:
+        """Return how an account stands to a space that it was coming into, by the space's log."""
+        try:
+            served = await self._registry.load(space)
+        except UnknownSpaceError:
+            return None
+        return index_value(served.sequencer.rules, account)
 
     async def _account_names(self, peer: Peer, request: ReadNames) -> NamesResult:
         author = device_of(peer)

@@ -39,7 +39,7 @@ from twinlock.server.registry import SpaceRegistry
 from twinlock.server.replaying import replay_in_pieces
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
-from twinlock.server.standing import FORMER
+from twinlock.server.standing import COMING, FORMER, PRESENT
 from twinlock.server.tasks import Tasks
 from twinlock.server.together import together
 
@@ -197,9 +197,9 @@ class SpaceChanges:
             return frozenset()
         return frozenset((*state.devices, *state.retired))
 
-    async def index(self, space: SpaceId, accounts: Collection[AccountId]) -> None:
-        """Note a space among those of some accounts."""
-        await together(self._directory.put(_index_key(account, space), b"") for account in accounts)
+    async def index(self, space: SpaceId, accounts: Collection[AccountId], value: bytes) -> None:
+        """Note a space among those of some accounts: as COMING before the entry that brings them in is appended."""
+        await together(self._directory.put(_index_key(account, space), value) for account in accounts)
 
     # Before the entries are appended
 
@@ -218,7 +218,9 @@ class SpaceChanges:
         """Store what must be there once the entries are; without them it is never looked at."""
         if after.is_shredded:
             await self._directory.put(_SHREDDING + after.space.hex(), b"")
-        await together((self._keyrings.store(after.space, rows), self.index(after.space, _newcomers(before, after))))
+        await together(
+            (self._keyrings.store(after.space, rows), self.index(after.space, _newcomers(before, after), COMING))
+        )
 
     async def _commit(self, space: ServedSpace, entries: Sequence[SignedEntry], after: SpaceLogState) -> LogHead:
         before = space.sequencer.rules
@@ -240,7 +242,7 @@ class SpaceChanges:
     async def _take_back(self, before: SpaceLogState, after: SpaceLogState) -> None:
         newcomers = _newcomers(before, after) - before.applicants.keys()
         back = newcomers & before.former.keys()
-        await together(self._directory.put(_index_key(account, after.space), FORMER) for account in back)
+        await self.index(after.space, back, FORMER)
         await together(self._directory.delete(_index_key(account, after.space)) for account in newcomers - back)
 
     # Once they are
@@ -279,8 +281,8 @@ class SpaceChanges:
             else:
                 lost = before.key_holders.keys() - after.key_holders.keys()
                 await self._keyrings.forget(space.id, after.epoch, lost)
-            gone = _gone(before, after)
-            await together(self._directory.put(_index_key(account, space.id), FORMER) for account in gone)
+            await self.index(space.id, _gone(before, after), FORMER)
+            await self.index(space.id, _newcomers(before, after), PRESENT)
         except TwinlockError as error:
             logger.warning("cleaning after a change failed", space=short(space.id), code=error.code)
 

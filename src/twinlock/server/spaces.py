@@ -48,7 +48,7 @@ from twinlock.server.sequencer import Author
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.space_changes import SpaceChanges
-from twinlock.server.standing import check_member, readable_seq
+from twinlock.server.standing import COMING, PRESENT, check_member, readable_seq
 
 RETRY_AFTER_MS = 1_000
 
@@ -116,10 +116,12 @@ class Spaces:
             raise LogConflictError("the space exists, with other entries")
         if not held:
             await self._keyrings.store(request.space, request.keyring)
-            await self._changes.index(request.space, rules.members)
+            await self._changes.index(request.space, rules.members, COMING)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
         # This notes under which incarnation of the database the space was born.
         await self._registry.load(request.space)
+        if not held:
+            await self._changes.index(request.space, rules.members, PRESENT)
         self._hub.tell_accounts(rules.members, Notice(LOG_GROWN, request.space))
         return head
 

@@ -6,6 +6,10 @@ from twinlock.errors import ApprovalPendingError, RemovedError, ShreddedError, T
 from twinlock.ids import AccountId
 from twinlock.protocol.space_log import SpaceLogState
 
+PRESENT = b""
+COMING = b"coming"
+"""What the index of an account's spaces says while an entry that brings it in is on its way: the log tells."""
+
 FORMER = b"former"
 """What the index of an account's spaces says of one that the account is no longer in."""
 
@@ -28,6 +32,13 @@ def check_member(rules: SpaceLogState, account: AccountId) -> None:
     refusal = refusal_of(rules, account)
     if refusal is not None:
         raise refusal
+
+
+def index_value(rules: SpaceLogState, account: AccountId) -> bytes | None:
+    """Return what the index of an account's spaces says of a space; None for a stranger."""
+    if account in rules.members or account in rules.applicants:
+        return FORMER if rules.is_shredded else PRESENT
+    return FORMER if account in rules.former else None
 
 
 def readable_seq(rules: SpaceLogState, account: AccountId) -> int:
