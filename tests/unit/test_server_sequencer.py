@@ -272,6 +272,19 @@ def test_above_a_cutoff_an_envelope_must_know_that_it_may_be_written(log_head, c
     assert desk.code(desk.chain.make(counter=1, prev=bytes(32), log_head=log_head)) == code
 
 
+def test_an_envelope_sealed_before_its_author_might_write_is_to_be_sealed_again():
+    desk = Desk()
+    member = Member(b"", b"", Role.EDITOR, ((1, Role.READER), (2, Role.EDITOR)))
+    prefixes = {b"head-one": 1, b"head-two": 2}
+    desk.sequencer.rules = msgspec.structs.replace(rules(), members={ACCOUNT: member}, head_prefixes=prefixes, seq=2)
+
+    codes = [
+        desk.code(desk.chain.make(counter=1, prev=bytes(32), log_head=head)) for head in (b"head-one", b"head-two")
+    ]
+
+    assert codes == ["stale_log_head", None]
+
+
 def test_what_lies_below_a_cutoff_may_be_pushed_again():
     desk = Desk()
     first = desk.chain.next()

@@ -48,7 +48,7 @@ class StaleEpochError(TwinlockError):
 
 
 class StaleLogHeadError(TwinlockError):
-    """An envelope above a cutoff was sealed before its author was granted writing again."""
+    """An envelope was sealed before its author was granted writing, so that no reader would count it."""
 
     code, retry = "stale_log_head", "reseal"
     fix = "Read the space's signed log, then seal this change again; the SDK does it by itself."

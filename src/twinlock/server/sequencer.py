@@ -175,8 +175,8 @@ class Sequencer:
             raise refusal_of(rules, author.account) or RoleError()
         if header.kind is Kind.SIGNAL or not self._may_write(member, header):
             raise RoleError
-        if member.cutoffs and self._is_cut_off(member, header):
-            # No reader would count it. A drop cannot be sealed again; everything else can, with what the log says now.
+        if len(member.granted) > 1 and self._is_unread(member, header):
+            # A drop cannot be sealed again; everything else can, with what the log says now.
             raise RoleError if header.kind is Kind.DROP else StaleLogHeadError
         if header.kind is Kind.DROP:
             if header.epoch not in rules.epochs:
@@ -196,12 +196,17 @@ class Sequencer:
             return False
         return not member.is_cut_off(header.device, header.counter, header.kind, seq, is_revoked=False)
 
-    def _is_cut_off(self, member: Member, header: Header) -> bool:
+    def _is_unread(self, member: Member, header: Header) -> bool:
+        """Tell whether no reader would count an envelope: they judge it at the head of the log that it names."""
         if header.counter <= self.head_of(header.device).counter:
             # It is there already, or conflicts with what is.
             return False
         seq = self.rules.head_prefixes.get(header.log_head)
-        return seq is None or member.is_cut_off(header.device, header.counter, header.kind, seq, is_revoked=False)
+        if seq is None:
+            return True
+        role = member.role_at(seq)
+        is_granted = role is not None and role.may_write(header.kind)
+        return not is_granted or member.is_cut_off(header.device, header.counter, header.kind, seq, is_revoked=False)
 
     def _is_fresh(self, envelope: Envelope, author: Author) -> bool:
         """Tell whether an envelope continues its chain, and count on it then; otherwise it was pushed before."""
