@@ -1,7 +1,5 @@
 """A sender's drops: sealed at once, sent in order, kept to heal, refused only with a word."""
 
-import shutil
-
 import pytest
 
 from tests.unit.sender_kit import NOW, SenderWorld
@@ -12,14 +10,11 @@ from twinlock.ids import NO_ENVELOPE, Counter
 from twinlock.protocol.clock import Hlc
 from twinlock.protocol.envelope import Kind, parse
 from twinlock.protocol.frames import Reject
-from twinlock.protocol.limits import CLOCK_SKEW_MS_MAX
 from twinlock.replica import sender as sender_module
 from twinlock.replica.batch import DeleteDocument, EditList, ListAction, SetDocument, UpdateDocument
 from twinlock.replica.events import LogsWanted, PushHeld
 from twinlock.replica.upkeep import KEEP_MS
 from twinlock.sealing.cipher import open_payload
-
-HOUR_MS = 3_600_000
 
 
 @pytest.fixture
@@ -300,96 +295,6 @@ def test_an_epoch_that_the_server_does_not_know_is_supplied_first(world):
     assert world.sender.outgoing(NOW + 1_000) == sent
 
 
-def test_a_device_restored_from_a_backup_goes_on_from_the_servers_head(world, tmp_path):
-    world.write("-1", {"a": 1})
-    world.write("-2", {"a": 2})
-    shutil.copytree(world.folder, tmp_path / "backup")
-    world.write("-3", {"a": 3})
-    world.attach()
-    world.exchange()
-
-    world.folder = tmp_path / "backup"
-    world.start()
-    world.attach()
-    world.write("-4", {"a": 4})
-    world.exchange()
-    world.write("-5", {"a": 5})
-    world.exchange()
-
-    assert list(world.documents()) == ["-1", "-2", "-3", "-4", "-5"]
-    assert world.refused == []
-    assert world.sender.pending_count == 0
-
-
-def test_a_clone_of_a_device_loses_nothing_that_was_written_in_its_run(world, tmp_path):
-    world.write("-1", {"a": 1})
-    world.attach()
-    world.exchange()
-    shutil.copytree(world.folder, tmp_path / "clone")
-    twins = [(world.folder, world.sender)]
-    world.start(tmp_path / "clone")
-    twins.append((tmp_path / "clone", world.sender))
-
-    for number in range(6):
-        world.folder, world.sender = twins[number % 2]
-        world.attach()
-        world.write(f"-twin {number}", {"n": number})
-        world.exchange()
-
-    assert len(world.documents()) == 7
-    assert world.refused == []
-
-
-def test_a_clones_drops_of_an_earlier_run_are_refused_with_their_code(world, tmp_path):
-    world.write("-1", {"a": 1})
-    shutil.copytree(world.folder, tmp_path / "clone")
-    world.write("-2", {"a": 2})
-    world.attach()
-    world.exchange()
-
-    world.start(tmp_path / "clone")
-    world.write("-other", {"a": 3})
-    world.start(tmp_path / "clone")
-    world.attach()
-    world.exchange()
-
-    assert [(event.tokens, event.code) for event in world.refused] == [((2,), "counter_conflict")]
-    world.write("-4", {"a": 4})
-    world.exchange()
-    assert list(world.documents()) == ["-1", "-2", "-4"]
-
-
-def test_a_restored_server_gets_back_what_it_has_lost(world):
-    for number in range(5):
-        world.write(f"-{number}", {"n": number})
-    world.attach()
-    world.exchange()
-
-    world.restore_server(2)
-    world.start()
-    world.write("-5", {"n": 5})
-    world.attach()
-    world.exchange()
-
-    assert list(world.documents()) == [f"-{number}" for number in range(6)]
-    assert world.refused == []
-
-
-def test_a_server_that_lost_more_than_was_kept_is_gone_on_from(world):
-    for number in range(5):
-        world.write(f"-{number}", {"n": number})
-    world.attach()
-    world.exchange()
-
-    world.restore_server(2)
-    world.attach(NOW + KEEP_MS + 1)
-    world.write("-5", {"n": 5})
-    world.exchange()
-
-    assert list(world.documents()) == ["-0", "-1", "-5"]
-    assert world.sender.pending_count == 0
-
-
 def test_drops_are_kept_for_their_time_and_no_longer(world):
     world.write("-1", {"a": 1})
     world.attach()
@@ -436,43 +341,6 @@ def test_pushes_are_bounded_and_go_on_with_the_answers(world):
         world.serve(push)
     world.exchange()
     assert len(world.documents()) == 600
-
-
-def test_a_clock_that_was_ahead_is_corrected_before_anything_is_sent(world):
-    ahead = NOW + 7 * 24 * HOUR_MS
-    world.write("", {"n": 1}, ahead)
-    world.write("", {"n": 2}, ahead)
-    world.attach()
-    world.exchange()
-    world.write("", {"n": 3})
-    world.exchange()
-
-    assert world.documents() == {"": {"n": 3}}
-    assert world.document("").conflicts() == []
-    assert world.refused == []
-
-
-def test_what_a_wrong_clock_stamped_in_an_earlier_run_waits_for_its_time(world):
-    world.write("-1", {"n": 1}, NOW + HOUR_MS)
-    world.start()
-    world.attach()
-
-    assert world.sender.outgoing(NOW) == []
-    due = NOW + HOUR_MS - CLOCK_SKEW_MS_MAX // 2
-    assert world.sender.wake_ms() == due
-    world.exchange(due)
-    assert world.documents() == {"-1": {"n": 1}}
-
-
-def test_what_a_wrong_clock_stamped_years_ahead_is_refused(world):
-    world.write("-1", {"n": 1}, NOW + 10_000 * HOUR_MS)
-    world.start()
-    world.attach()
-    world.write("-2", {"n": 2})
-    world.exchange()
-
-    assert [(event.tokens, event.code) for event in world.refused] == [((1,), "clock_skew")]
-    assert world.documents() == {"-2": {"n": 2}}
 
 
 def test_what_no_longer_fits_into_memory_is_sent_all_the_same(world, monkeypatch):
