@@ -15,6 +15,7 @@ from twinlock.client.leases import LeaseKeeper, LeaseNews
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import StatusBoard
+from twinlock.client.unknowns import unknown_heads
 from twinlock.client.waiters import Waiters
 from twinlock.errors import (
     ApprovalPendingError,
@@ -75,6 +76,9 @@ class Courier(Peer):
             # keys that only its maker has yet.
             known.take_keys(runtime, self._now_ms())
             return known
+        if self._end_if_over(runtime):
+            # A crash came between the entry that ends it and the wiping.
+            return runtime
         runtime.open(self._now_ms())
         self._show_locked()
         if self._connection.session is not None:
@@ -402,7 +406,7 @@ class Courier(Peer):
         self._chores.add(f"logs {runtime.space.hex()}", lambda: self._read_logs(runtime))
 
     async def _read_logs(self, runtime: SpaceRuntime) -> None:
-        unknown, seq = runtime.of_unknown_heads(), runtime.keyring.log.seq
+        unknown, seq = unknown_heads(runtime), runtime.keyring.log.seq
         is_new = False
         try:
             is_new = await self._logs.read(runtime)
@@ -413,7 +417,7 @@ class Courier(Peer):
         if runtime.end is None:
             self._leases.renew(runtime)
         self._connection.wake()
-        if unknown & runtime.of_unknown_heads():
+        if unknown & unknown_heads(runtime):
             raise LogForkError("a member's device knows entries of a space's log that the server does not show")
 
     def log_changed(self, runtime: SpaceRuntime) -> None:

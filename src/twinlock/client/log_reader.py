@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Sequence
 
 import msgspec
@@ -11,6 +9,7 @@ import msgspec
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.endings import check_goes_on, error_of_end, reason_of_end
+from twinlock.client.member_logs import MemberLogs
 from twinlock.client.parcels import ParcelTaker
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.errors import (
@@ -19,7 +18,6 @@ from twinlock.errors import (
     LogConflictError,
     LogForkError,
     LogInvalidError,
-    NotFoundError,
     RoleError,
     SignatureError,
     UnknownSpaceError,
@@ -41,19 +39,17 @@ from twinlock.protocol.calls import (
 )
 from twinlock.protocol.space_rules import replay_space
 
-logger = logging.getLogger(__name__)
-
 
 class LogReader:
     """What must be fetched so that a space's keyring is complete and up to date."""
 
-    __slots__ = ("_connection", "_context", "_parcels", "_turn")
+    __slots__ = ("_connection", "_context", "_members", "_parcels")
 
     def __init__(self, context: DeviceContext, connection: Connection) -> None:
         self._context = context
         self._connection = connection
         self._parcels = ParcelTaker(context, connection)
-        self._turn = asyncio.Lock()
+        self._members = MemberLogs(self._account)
 
     async def spaces(self) -> list[SpaceId]:
         """Return the spaces of this account."""
@@ -97,12 +93,15 @@ class LogReader:
         return runtime
 
     async def read(self, runtime: SpaceRuntime) -> bool:
-        """Bring a space's log, its members' logs and its member key up to date; return whether anything is new."""
+        """Bring a space's log, its member key and its members' logs up to date; return whether anything is new."""
         async with runtime.log_turn:
-            return await self.read_in_turn(runtime)
+            is_new = await self.read_in_turn(runtime)
+            if not self._has_part(runtime):
+                return is_new
+            return await self._members.fill(runtime) or is_new
 
-    async def read_in_turn(self, runtime: SpaceRuntime, *, reads_accounts: bool = True) -> bool:
-        """Do what `read` does, by the holder of the runtime's `log_turn`; the members' logs may be left out."""
+    async def read_in_turn(self, runtime: SpaceRuntime) -> bool:
+        """Bring a space's log and its member key up to date, by the holder of the runtime's `log_turn`."""
         if runtime.end is not None:
             return False
         before = runtime.keyring.log.seq
@@ -112,10 +111,13 @@ class LogReader:
                 runtime.grow_log(entries)
             except SignatureError as exc:
                 raise LogForkError(f"what follows entry {before} of a space's log does not fit to it") from exc
-        if reason_of_end(runtime.keyring.log, runtime.keyring.account) is not None:
-            return bool(entries)
-        is_filled = await (self.fill(runtime) if reads_accounts else self._fill_key(runtime))
+        is_filled = self._has_part(runtime) and await self._fill_key(runtime)
         return is_filled or bool(entries)
+
+    @staticmethod
+    def _has_part(runtime: SpaceRuntime) -> bool:
+        is_over = reason_of_end(runtime.keyring.log, runtime.keyring.account) is not None
+        return runtime.end is None and not is_over
 
     async def put_keyring_row(self, runtime: SpaceRuntime) -> None:
         """Give this account's own row back to a server that lost it."""
@@ -124,23 +126,9 @@ class LogReader:
             await self._connection.call("space.keyring_put", PutKeyring(runtime.space, row), Nothing)
 
     async def fill(self, runtime: SpaceRuntime) -> bool:
-        """Fetch the logs of those who are or were members and, if it is missing, the member key.
-
-        Returns:
-            whether anything is new.
-        """
-        keyring = runtime.keyring
-        known = dict(keyring.accounts)
-        for account in (*keyring.log.members, *keyring.log.former):
-            try:
-                keyring.install_account(await self._account(account))
-            except (NotFoundError, UnknownSpaceError, RoleError):
-                if account in keyring.log.members:
-                    raise
-                # What a former member wrote stays in quarantine then; nothing else depends on it.
-                logger.warning("the log of a former member is not to be had", extra={"account": account.hex()})
-        is_new = dict(keyring.accounts) != known
-        return await self._fill_key(runtime) or is_new
+        """Fetch the member key, if it is missing, and the members' logs; return whether anything is new."""
+        is_filled = await self._fill_key(runtime)
+        return await self._members.fill(runtime) or is_filled
 
     async def _fill_key(self, runtime: SpaceRuntime) -> bool:
         """Fetch the newest member key if it is missing; return whether it was."""

@@ -5,6 +5,7 @@ Every change is described as "what is still missing", so that repeating it after
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -33,6 +34,9 @@ from twinlock.sealing.space_keys import EpochKeys
 
 TRIES_MAX = 8
 """Several admins take turns, and writing devices move their heads; more tries mean that something else is wrong."""
+
+REFUSED_TRIES_MAX = 3
+REFUSED_WAIT_S = 0.2
 
 
 class OpenedEpoch(msgspec.Struct, frozen=True):
@@ -93,7 +97,7 @@ class LogWriter:
         """Bring a space's log up to date, if there is a connection."""
         try:
             async with runtime.log_turn:
-                is_new = await self._logs.read_in_turn(runtime, reads_accounts=False)
+                is_new = await self._logs.read_in_turn(runtime)
         except OfflineError:
             return
         if is_new:
@@ -106,17 +110,19 @@ class LogWriter:
 
     async def _write_in_turn(self, runtime: SpaceRuntime, prepare: Prepare) -> None:
         failure: TwinlockError = LogConflictError()
-        for _ in range(TRIES_MAX):
-            is_new = await self._logs.read_in_turn(runtime, reads_accounts=False)
+        for tries in range(TRIES_MAX):
+            is_new = await self._logs.read_in_turn(runtime)
             reason = reason_of_end(runtime.keyring.log, runtime.keyring.account)
             if reason is not None:
                 raise error_of_end(reason)
             if isinstance(failure, LeaseRefusedError) and not is_new:
-                raise failure
+                if tries > REFUSED_TRIES_MAX:
+                    raise failure
+                await asyncio.sleep(REFUSED_WAIT_S * tries)
             try:
                 await self._append(runtime, prepare)
             except (LogConflictError, CutoffConflictError, LeaseRefusedError) as exc:
-                # The key service refuses an epoch that another admin has opened meanwhile: the log then tells.
+                # The key service refuses an epoch that another admin is opening: the log tells so, at once or soon.
                 failure = exc
                 continue
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from weakref import WeakValueDictionary
@@ -19,13 +20,10 @@ from twinlock.client.sender_space import SenderSpace, may_write_changes
 from twinlock.client.side_file import SideFile
 from twinlock.client.subscriptions import Subscriptions
 from twinlock.client.writes import Write
-from twinlock.errors import LeaseExpiredError, OpenError, SignatureError, TwinlockError, error_from_code
-from twinlock.ids import Epoch, Seq, SpaceId
+from twinlock.errors import LeaseExpiredError, OpenError, RoleError, TwinlockError, error_from_code
+from twinlock.ids import Epoch, SpaceId
 from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import SignedEntry
-from twinlock.protocol.envelope import parse
-from twinlock.protocol.labels import label
-from twinlock.protocol.proofs import verify
 from twinlock.protocol.space_log import NEEDS_KEYSTORE, Role
 from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.batch import Batch
@@ -35,7 +33,6 @@ from twinlock.replica.locked import LockedOutbox, open_records
 from twinlock.replica.replica import Replica
 from twinlock.replica.sender import Sender
 from twinlock.replica.store import RefusedWrite
-from twinlock.sealing.quarantine import QuarantineReason
 from twinlock.sealing.space_entries import open_title, title_index
 from twinlock.sealing.space_keys import EpochKeys
 
@@ -58,6 +55,7 @@ class SpaceRuntime:
         "_side",
         "_store",
         "_writes",
+        "accounts_seq",
         "attached",
         "end",
         "is_refused",
@@ -97,6 +95,9 @@ class SpaceRuntime:
         self.lease_failures = 0
         self.log_turn = asyncio.Lock()
         """Held by whoever reads or grows the space's log: two at a time would each see half of it."""
+
+        self.accounts_seq = 0
+        """Up to which entry of the log the logs of those were read whom it speaks of."""
 
         self.rotation_ms: int | None = None
         self.end: SpaceEnd | None = None
@@ -182,6 +183,8 @@ class SpaceRuntime:
             return False
         self._open_sender()
         if self.is_sender:
+            if self.keyring.holds_member_keys:
+                self._become_sender(now_ms)
             return True
         if self.replica is None and self.keyring.locked(now_ms):
             # A lease that has ended stays no longer on the disk than in memory.
@@ -225,17 +228,24 @@ class SpaceRuntime:
             self._writes.update(self._sender.hand_over(self._store))
             self._drop_used_up()
 
-    def _become_sender(self) -> None:
+    def _become_sender(self, now_ms: int) -> None:
         """Seal what the server does not have as drops, and forget what this account may read no more.
 
         A replica that is locked at this moment stays as it is, unreadable: what waits in it comes back with the keys.
+        So does what was written while locked.
         """
         self._open_sender()
+        if self._store is None and self.was_open and not self.keyring.locked(now_ms):
+            with contextlib.suppress(LeaseExpiredError):
+                self._store = self._file.open(self._keys())
         if self._store is not None and self._sender is not None:
             self._sender.take_over(self._store, self._writes)
             self._close_replica()
             self._file.erase()
             self.was_open = False
+        for write in self._locked_writes:
+            write.settle(RoleError("written while locked: it waits until the account may write to the space again"))
+        self._locked_writes.clear()
         self.keyring.forget()
         self.keep_keys()
         self._context.state.forget_keyring_row(self.space)
@@ -317,8 +327,6 @@ class SpaceRuntime:
         if self.end is not None:
             return
         if self.is_sender:
-            if self.replica is not None or self.keyring.has_member_key:
-                self._become_sender()
             self.open(now_ms)
             for link in self.links:
                 link.keys_changed(now_ms)
@@ -331,25 +339,6 @@ class SpaceRuntime:
             self._file.rewrap(keys)
             self._read_title(keys)
             self.replica.keys_changed(now_ms)
-
-    def of_unknown_heads(self) -> set[Seq]:
-        """Return the entries in which a member's device names a head that is not in the log as it was read here.
-
-        What still does so after the log was read again shows that the server hides a part of it.
-        """
-        found = self.replica.quarantined() if self.replica is not None else []
-        return {kept.seq for kept in found if kept.reason == QuarantineReason.LOG_HEAD and self._is_signed(kept.data)}
-
-    def _is_signed(self, data: bytes) -> bool:
-        envelope = parse(data)
-        records = (state.certified(envelope.header.device) for state in self.keyring.accounts.values())
-        for record in filter(None, records):
-            try:
-                verify(record.sign_pk, envelope.signature, label("envelope", envelope.id))
-            except SignatureError:
-                return False
-            return True
-        return False
 
     def _keys(self) -> dict[Epoch, EpochKeys]:
         found = {epoch: self.keyring.keys(epoch) for epoch in self.keyring.log.epochs}
@@ -378,7 +367,8 @@ class SpaceRuntime:
         sent = 0 if self._sender is None else self._sender.sender.pending_count
         if self.replica is not None:
             return sent + self.replica.pending_count
-        return sent + len(self._side.records())
+        # What was written while locked waits for a role that may write it.
+        return sent if self.is_sender else sent + len(self._side.records())
 
     def refused(self) -> list[RefusedWrite]:
         """Return the writes that can never be sent."""
@@ -408,7 +398,9 @@ class SpaceRuntime:
         """
         if self.end is not None:
             raise self.end.error()
-        if self.is_sender and self._sender is not None:
+        if self.is_sender:
+            self._open_sender()
+            assert self._sender is not None
             return self._sender.write_all(writes, now_ms)
         if self.replica is not None and self.keyring.locked(now_ms):
             self.lock()
