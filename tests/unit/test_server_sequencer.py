@@ -285,6 +285,17 @@ def test_an_envelope_sealed_before_its_author_might_write_is_to_be_sealed_again(
     assert codes == ["stale_log_head", None]
 
 
+def test_what_is_durable_is_acknowledged_again_after_its_epoch_has_ended():
+    desk = Desk()
+    first = desk.chain.next()
+    desk.sequencer.confirm(desk.push(first).fresh)
+    desk.sequencer.rules = rules(Role.READER, epoch=2)
+
+    again, fresh = desk.push(first), desk.code(desk.chain.next())
+
+    assert (len(again.known), again.refusal, fresh) == (1, None, "role_forbids")
+
+
 def test_what_lies_below_a_cutoff_may_be_pushed_again():
     desk = Desk()
     first = desk.chain.next()

@@ -173,6 +173,10 @@ class Sequencer:
         member = rules.members.get(author.account)
         if member is None or rules.is_shredded:
             raise refusal_of(rules, author.account) or RoleError()
+        if header.counter <= self.head_of(header.device).counter:
+            # What is durable is acknowledged again, whatever has become of epochs and roles since: its author may have
+            # no other way to learn of it, for others may have compacted it away.
+            return
         if header.kind is Kind.SIGNAL or not self._may_write(member, header):
             raise RoleError
         if len(member.granted) > 1 and self._is_unread(member, header):
@@ -198,9 +202,6 @@ class Sequencer:
 
     def _is_unread(self, member: Member, header: Header) -> bool:
         """Tell whether no reader would count an envelope: they judge it at the head of the log that it names."""
-        if header.counter <= self.head_of(header.device).counter:
-            # It is there already, or conflicts with what is.
-            return False
         seq = self.rules.head_prefixes.get(header.log_head)
         if seq is None:
             return True
