@@ -250,3 +250,49 @@ async def test_a_removed_sender_is_told_and_nothing_of_it_stays(world):
     assert not (world.folder / "ben" / "spaces" / sent.id).exists()
     with pytest.raises(Exception, match="removed"):
         await sent.collection("readings").add({"n": 2})
+
+
+async def test_a_crash_between_the_new_role_and_what_follows_from_it_loses_nothing(world):
+    home, ben, joined = await shared(world, "editor")
+    own = joined.own_prefix
+    await until(lambda: not joined.locked)
+    await joined.collection("readings").doc("old").set({"n": 0})
+    await ben.synced()
+    await offline_writes(world, ben, joined, own + "-1")
+    await until(lambda: home._handle.runtime.attached)
+    await home.set_role("ben", "sender")
+    await world.stop()
+    crashed = await world.device("ben")
+    crashed._context.state.put_space_log(home._handle.id, home._handle.runtime.entries)
+    await crashed.close()
+
+    again = await world.device("ben")
+    runtime = again.space(joined.id)._handle.runtime
+    assert (again.pending_count, runtime.replica, runtime.keyring.holds_member_keys) == (1, None, False)
+    await world.restart()
+    await again.synced()
+
+    await shows(home, {own + "-1", "old"})
+
+
+async def test_what_was_written_while_locked_waits_for_a_role_that_may_write_it(world):
+    home, ben, joined = await shared(world, "editor")
+    await until(lambda: not joined.locked)
+    await ben.synced()
+    await world.stop()
+    await until(lambda: not ben.is_connected)
+    joined._handle.runtime.lock()
+    await joined.collection("readings").doc("shared").set({"n": 1})
+    await ben.close()
+    await world.restart()
+    await until(lambda: home._handle.runtime.attached)
+    await home.set_role("ben", "sender")
+
+    again = await world.device("ben")
+    await again.synced()
+    assert again.pending_count == 0
+    await home.set_role("ben", "editor")
+    await until(lambda: again.space(joined.id)._handle.runtime.replica is not None)
+    await again.synced()
+
+    await shows(home, {"shared"})
