@@ -6,13 +6,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from tests.server_kit import Wire, World, now_ms
+import pytest
+
+from tests.server_kit import CallFailed, Wire, World, now_ms
 from twinlock.contracts import Directory, KeyService
 from twinlock.errors import KeyServiceError, StoreError
 from twinlock.ids import AccountId, Epoch
 from twinlock.protocol import proofs
 from twinlock.protocol.calls import AppendLog, KeyringRow, LogHead, SignedEntry
-from twinlock.protocol.frames import Lease, Leases
+from twinlock.protocol.frames import LOG_GROWN, Attach, Lease, Leases, Notice
 from twinlock.protocol.membership_calls import Join, OpenInvite, OpenInviteResult, ReadHeads, ReadHeadsResult
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
@@ -25,7 +27,7 @@ from twinlock.sealing.invites import (
     join_entry,
     make_invite,
 )
-from twinlock.sealing.space_entries import NextEpoch, remove_entry
+from twinlock.sealing.space_entries import NextEpoch, epoch_entry, remove_entry
 from twinlock.sealing.space_keys import make_epoch, wrap_member_key
 from twinlock.server import Server
 
@@ -135,6 +137,52 @@ async def lease(person: World, wire: Wire, house: House, epoch: int) -> Leases:
     message = proofs.lease_message(house.space, [Epoch(epoch)], nonce, time_ms, account, device)
     await wire.send(Lease(house.space, [Epoch(epoch)], nonce, time_ms, person.device.sign.sign(message)))
     return await wire.next(Leases)
+
+
+async def refusal(wire, method, params):
+    """Return the code with which a call is refused."""
+    with pytest.raises(CallFailed) as caught:
+        await wire.call(method, params)
+    return caught.value.code
+
+
+async def notice(wire, space, code):
+    """Wait for a notice about a space."""
+    return await wire.next(Notice, lambda frame: frame.space == space and frame.code == code)
+
+
+async def attach_refusal(wire, space):
+    """Attach in vain and return why."""
+    await wire.send(Attach(space, b"", 0))
+    return (await wire.next(Notice, lambda frame: frame.space == space and frame.code != LOG_GROWN)).code
+
+
+async def rotate(house, leave_out=()):
+    """Open the next epoch, with rows for all but some."""
+    number = Epoch(house.log.epoch + 1)
+    service_key = await house.owner.pending(house.wire, house.space, number)
+    before, house.keys = house.keys, make_epoch(house.space, number, service_key, os.urandom)
+    entry = epoch_entry(house.owner.account, house.log, house.keys, before.member_key, os.urandom)
+    rows = [row for row in house.rows(house.log) if row.account not in leave_out]
+    await house.append(entry, rows=rows)
+
+
+async def stored_rows(stores, house):
+    """Return the keys of all rows of a space, without their prefix."""
+    prefix = f"keyring/{house.space.hex()}/"
+    return {key.removeprefix(prefix) for key in await stores.directory.list(prefix)}
+
+
+async def written(person, wire, house, count=3, **changes):
+    """Write some envelopes and return the chain."""
+    chain = person.chain_in(house.space)
+    await wire.push(house.space, *(chain.next(**changes) for _ in range(count)))
+    await wire.acked(house.space, count)
+    return chain
+
+
+def identity(person):
+    return person.account.account, person.account.kem_pk
 
 
 class Trouble:

@@ -11,7 +11,16 @@ from tests.membership_kit import FrailDirectory, FrailKeys, House, Trouble, leas
 from tests.server_kit import CallFailed, make_world
 from twinlock.engines.memory import MemoryLog
 from twinlock.ids import Epoch
-from twinlock.protocol.calls import AppendLog, KeyringRow, LogHead, ReadKeyring, ReadLog, ReadLogResult
+from twinlock.protocol.calls import (
+    AppendLog,
+    KeyringRow,
+    LogHead,
+    ReadKeyring,
+    ReadLog,
+    ReadLogResult,
+    Spaces,
+    SpacesResult,
+)
 from twinlock.protocol.frames import Attach, Notice, Reject
 from twinlock.protocol.membership_calls import Join
 from twinlock.protocol.space_log import Role
@@ -144,6 +153,9 @@ async def check_keys(town, house, change):
         if change != "shred" and person.account.account in log.members:
             row = await (await person.open()).call("space.keyring", ReadKeyring(house.space), KeyringRow)
             assert row.epoch == log.epoch
+    if change == "join":
+        listed = await (await town.ben.open()).call("account.spaces", Spaces(), SpacesResult)
+        assert (house.space in listed.spaces) == (log.seq > house.log.seq)
     return log.seq > house.log.seq
 
 
