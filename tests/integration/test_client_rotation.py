@@ -164,6 +164,25 @@ async def test_wiping_that_a_crash_interrupted_is_finished(world):
     assert not folder.exists()
 
 
+async def test_a_removal_that_was_read_just_before_a_crash_is_acted_on_without_the_server(world):
+    home, ben, _ = await three(world)
+    await ben.collection("notes").doc("1").set({"n": 1})
+    await world.open[1].synced()
+    await world.open[1].close()
+    await home.remove("ben")
+    await world.stop()
+    db = await world.device("ben")
+    db._context.state.put_space_log(ben._runtime.space, home._runtime.entries)
+    await db.close()
+
+    db = await world.device("ben")
+
+    assert [(end.space, str(end.reason)) for end in db.ended_spaces()] == [(home.id, "removed")]
+    with pytest.raises(RemovedError):
+        db.space(home.id)
+    assert not (world.folder / "ben" / "spaces" / home.id).exists()
+
+
 async def test_a_server_that_only_says_so_wipes_nothing(world):
     home, ben, _ = await three(world)
     db = world.open[1]

@@ -2,6 +2,7 @@
 
 import pytest
 
+import twinlock
 from tests.client_kit import PASSWORD, ShiftedClock, until, values
 from twinlock.errors import (
     ApprovalPendingError,
@@ -86,6 +87,18 @@ async def test_a_space_joined_on_one_device_comes_to_the_others_of_the_account(w
 
     await until(lambda: any(info.id == joined.id for info in second.spaces()))
     await until(lambda: second.space(joined.id).title == "home")
+
+
+async def test_a_new_device_of_a_member_is_known_to_the_others_when_it_writes(world):
+    home, joined = await shared(world)
+    new = await twinlock.recover(world.url, "ann", world.kit, profile=world.folder / "c")
+    world.open.append(new)
+
+    await new.space(home.id).collection("notes").doc("x").set({"text": "by a new device"})
+
+    await seen(joined, "x")
+    assert [member.devices for member in await joined.members()] == [3, 1]
+    assert world.open[1].quarantine == {}
 
 
 async def test_joining_takes_the_password_and_a_link_that_was_not_altered(world):

@@ -232,7 +232,7 @@ class DeviceState:
     def end_space(self, space: SpaceId, end: object) -> None:
         """Delete all records of a space, its keys first of all, and keep how it ended, in one step."""
         name = space.hex()
-        records = (f"{kind}/{name}" for kind in ("keyring", "keyring-row", "title-index", "space-log", "joining"))
+        records = (f"{kind}/{name}" for kind in ("keyring", "keyring-row", "title-index", "space-log"))
         kept = {f"space-end/{name}": msgspec.msgpack.encode(end)}
         self._vault.put({**dict.fromkeys(records), **kept})
 
@@ -241,14 +241,6 @@ class DeviceState:
         spaces = [SpaceId(bytes.fromhex(name.partition("/")[2])) for name in self._vault.names("space-end/")]
         found = {space: self._get(f"space-end/{space.hex()}", kind) for space in spaces}
         return {space: end for space, end in found.items() if end is not None}
-
-    def joining(self, space: SpaceId) -> bool:
-        """Tell whether this account has asked to join a space, as far as this device knows."""
-        return self._vault.get(f"joining/{space.hex()}") is not None
-
-    def put_joining(self, space: SpaceId, *, is_waiting: bool) -> None:
-        """Keep that this account has asked to join a space, or that it has no need to any more."""
-        self._vault.put({f"joining/{space.hex()}": b"" if is_waiting else None})
 
     def verified_accounts(self) -> set[AccountId]:
         """Return the accounts whose safety codes were compared on this device."""
