@@ -15,6 +15,7 @@ from twinlock.errors import (
     SudoNeededError,
     UnknownSpaceError,
 )
+from twinlock.sealing.invites import parse_link
 
 HOUR_MS = 3_600_000
 
@@ -146,6 +147,18 @@ async def test_an_expired_invite_admits_nobody_and_goes_when_the_next_is_made(wo
     await home.invite()
 
     assert len(home._runtime.keyring.log.invites) == 1
+
+
+async def test_no_new_key_is_wrapped_to_an_invite_that_has_expired(world):
+    ann = await world.unlocked("a")
+    home = ann.space("home")
+    await home.invite(hours=-1)
+    kept = await home.invite(hours=1)
+    await home.invite(hours=-1)
+    await home.rotate()
+
+    (name,) = home._runtime.keyring.log.invites
+    assert parse_link(kept).invite == name
 
 
 async def test_an_applicant_waits_until_an_admin_confirms_it_and_the_space_then_opens(world):

@@ -21,6 +21,7 @@ from twinlock.protocol.proofs import lease_info, pending_message
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys
+from twinlock.sealing.invites import uninvite_entry
 from twinlock.sealing.space_entries import NextEpoch, config_title_entry, epoch_entry, remove_entry
 from twinlock.sealing.space_keys import EpochKeys, check_service_key, make_epoch, wrap_bare, wrap_member_key
 from twinlock.sealing.suite import MemberKey, ServiceKey
@@ -71,8 +72,9 @@ class Epochs:
         check_admits(log, signer.account)
         earlier = member_key_of(runtime, log)
         keys, not_after_ms = await self._next_keys(log, incarnation)
-        entry = epoch_entry(signer, log, keys, earlier, self._context.entropy)
-        return await self._draft(runtime, signer, log, [entry], OpenedEpoch(keys, not_after_ms))
+        expired, present = without_expired(signer, log, self._context.clock.now_ms())
+        entry = epoch_entry(signer, present, keys, earlier, self._context.entropy)
+        return await self._draft(runtime, signer, log, [*expired, entry], OpenedEpoch(keys, not_after_ms))
 
     async def removal(
         self,
@@ -87,8 +89,9 @@ class Epochs:
         earlier = member_key_of(runtime, log)
         keys, not_after_ms = await self._next_keys(log, incarnation)
         account, cutoff = leaver
-        entry = remove_entry(signer, log, account, cutoff, NextEpoch(keys, earlier, self._context.entropy))
-        return await self._draft(runtime, signer, log, [entry], OpenedEpoch(keys, not_after_ms))
+        expired, present = without_expired(signer, log, self._context.clock.now_ms())
+        entry = remove_entry(signer, present, account, cutoff, NextEpoch(keys, earlier, self._context.entropy))
+        return await self._draft(runtime, signer, log, [*expired, entry], OpenedEpoch(keys, not_after_ms))
 
     async def _next_keys(self, log: SpaceLogState, incarnation: Incarnation) -> tuple[EpochKeys, int]:
         epoch = Epoch(log.epoch + 1)
@@ -110,6 +113,18 @@ class Epochs:
             # Who joins from now on must not depend on an old epoch's key to read the name.
             drafted.append(config_title_entry(signer, after, opened.keys, runtime.title, self._context.entropy))
         return Draft(drafted, rows, opened)
+
+
+def without_expired(signer: AccountKeys, log: SpaceLogState, now_ms: int) -> tuple[list[SignedEntry], SpaceLogState]:
+    """Withdraw the invites that have expired, and return the entries and what the log says after them.
+
+    The log's rules know no clock: until then a new member key is wrapped to them too.
+    """
+    entries: list[SignedEntry] = []
+    for name in [name for name, invite in log.invites.items() if invite.expires_ms <= now_ms]:
+        entries.append(uninvite_entry(signer, log, name))
+        log = replay_space(entries[-1:], log)
+    return entries, log
 
 
 async def wrapped_for(keys: EpochKeys, holders: Mapping[bytes, bytes]) -> list[KeyringRow]:

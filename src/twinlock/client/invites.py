@@ -6,15 +6,13 @@ import msgspec
 
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
-from twinlock.client.epochs import wrapped_row
+from twinlock.client.epochs import without_expired, wrapped_row
 from twinlock.client.log_writer import Draft, LogWriter, check_admits
 from twinlock.client.members import Members
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.errors import InviteError, NotFoundError, RoleError
-from twinlock.protocol.calls import SignedEntry
 from twinlock.protocol.limits import INVITE_USES_MAX
 from twinlock.protocol.space_log import Role, SpaceLogState
-from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys
 from twinlock.sealing.invites import (
     InviteKeys,
@@ -70,8 +68,7 @@ class Invites:
 
         async def prepare(signer: AccountKeys, log: SpaceLogState) -> Draft | None:
             check_admits(log, signer.account)
-            entries = self._withdrawals(signer, log)
-            after = replay_space(entries, log)
+            entries, after = without_expired(signer, log, self._context.clock.now_ms())
             entries.append(invite_entry(signer, after, keys, terms))
             # Who is looked at first has the key wrapped when it is let in, and no link's holder before.
             takes_key = terms.role.may_lease and not terms.needs_approval
@@ -130,14 +127,6 @@ class Invites:
             return Draft([entry], [wrapped_row(runtime, log, account, applicant.kem_pk)] if reads else [])
 
         await self._writer.write(runtime, prepare)
-
-    def _withdrawals(self, signer: AccountKeys, log: SpaceLogState) -> list[SignedEntry]:
-        now_ms = self._context.clock.now_ms()
-        entries: list[SignedEntry] = []
-        for name, invite in log.invites.items():
-            if invite.expires_ms <= now_ms:
-                entries.append(uninvite_entry(signer, replay_space(entries, log), name))
-        return entries
 
 
 def check_terms(terms: InviteTerms) -> None:
