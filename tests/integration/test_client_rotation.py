@@ -214,6 +214,20 @@ async def test_a_space_is_rotated_by_the_next_admin_who_gives_the_password(world
     assert not home.rotation_wanted
 
 
+async def test_who_becomes_a_sender_loses_the_next_epoch_at_once(world):
+    home, ben, cleo = await three(world)
+    await ben.collection("notes").doc("1").set({"n": 1})
+    await world.open[1].synced()
+
+    await home.set_role("ben", "sender")
+
+    assert epoch_of(home) == 2
+    assert not home.rotation_wanted
+    await until(lambda: not (world.folder / "ben" / "spaces" / home.id / "replica.db").exists())
+    await cleo.collection("notes").doc("2").set({"n": 2})
+    await everybody_has(2, home, cleo)
+
+
 async def test_several_admins_open_one_epoch_between_them(world):
     home, ben, cleo = await three(world)
     await home.set_role("cleo", "admin")

@@ -15,7 +15,7 @@ from twinlock.client.leases import LeaseKeeper, LeaseNews
 from twinlock.client.log_reader import LogReader
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import StatusBoard
-from twinlock.client.unknowns import unknown_heads
+from twinlock.client.unknowns import check_log_head, unknown_heads
 from twinlock.client.waiters import Waiters
 from twinlock.errors import (
     ApprovalPendingError,
@@ -24,10 +24,13 @@ from twinlock.errors import (
     KeyWornOutError,
     LeaseExpiredError,
     LogForkError,
+    LogInvalidError,
     RemovedError,
     ShreddedError,
     StoreError,
     TwinlockError,
+    UnknownSpaceError,
+    UpdateNeededError,
     error_from_code,
 )
 from twinlock.ids import Incarnation, SpaceId
@@ -194,7 +197,7 @@ class Courier(Peer):
                 runtime.attached = True
                 for link in links:
                     link.on_attached(event, now_ms)
-                _check_log_head(runtime, event)
+                check_log_head(runtime, event)
                 # What lies in quarantine may have waited for a log that the last connection could not read.
                 if event.log_seq != runtime.keyring.log.seq or links[0].quarantined():
                     self._want_logs(runtime)
@@ -456,17 +459,23 @@ class Courier(Peer):
     async def _read_account(self) -> None:
         """Learn which spaces there are, and open those that are new."""
         await self._logs.read_account()
-        listed = await self._logs.spaces()
+        listed, failures = await self._logs.spaces(), list[TwinlockError]()
         for space in listed:
             try:
                 await self.open_space(space)
-            except (RemovedError, ShreddedError, ApprovalPendingError) as exc:
+            except (RemovedError, ShreddedError, ApprovalPendingError, UnknownSpaceError) as exc:
                 logger.info("a space is not opened", extra={"space": space.hex(), "code": exc.code})
+            except (LogForkError, LogInvalidError, UpdateNeededError) as exc:
+                # One space that is not to be trusted, or not understood, does not keep the others closed.
+                logger.warning("a space cannot be opened", extra={"space": space.hex(), "code": exc.code})
+                failures.append(exc)
         for runtime in self.runtimes.values():
             if runtime.space not in listed:
                 self._want_logs(runtime)
         if self.after_account is not None:
             await self.after_account()
+        if failures:
+            raise failures[0]
 
     async def open_space(self, space: SpaceId) -> SpaceRuntime:
         """Return a space of this account, fetched if this device does not know it yet.
@@ -484,14 +493,3 @@ class Courier(Peer):
 
     def _now_ms(self) -> int:
         return self._context.clock.now_ms()
-
-
-def _check_log_head(runtime: SpaceRuntime, frame: Attached) -> None:
-    """Leave a server that shows another log of as many entries; a shorter or a longer one is read and compared.
-
-    Raises:
-        LogForkError: it does.
-    """
-    known = runtime.keyring.log
-    if frame.log_seq == known.seq and frame.log_head != known.head:
-        raise LogForkError(f"entry {known.seq} of a space's log is another one")

@@ -70,11 +70,6 @@ class LogWriter:
         self._logs = LogReader(context, connection)
         self._sudo = sudo
 
-    @property
-    def is_unlocked(self) -> bool:
-        """Whether the signing key is at hand."""
-        return self._sudo.is_granted
-
     async def write(self, runtime: SpaceRuntime, prepare: Prepare) -> None:
         """Bring a space's log up to date and append what `prepare` finds missing.
 

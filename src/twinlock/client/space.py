@@ -88,11 +88,15 @@ class Space:
     async def set_role(self, member: str, role: Role | str) -> None:
         """Give a member another role: owner, admin, editor, reader or sender.
 
+        Who may read no more has the space rotated at once.
+
         Raises:
             RoleError: this account may not do that.
             LastOwnerError: it is the last owner.
         """
         await self._sharing.members.set_role(self._runtime, member, _role(role))
+        if self._runtime.keyring.log.wants_rotation:
+            await self._sharing.settings.rotate(self._runtime, only_if_wanted=True)
 
     async def remove(self, member: str) -> None:
         """Remove a member, or turn an applicant away; nothing that is written from then on opens for it.

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import SignatureError
+from twinlock.errors import LogForkError, SignatureError
 from twinlock.ids import DeviceId, Seq
 from twinlock.protocol.envelope import parse
+from twinlock.protocol.frames import Attached
 from twinlock.protocol.labels import label
 from twinlock.protocol.proofs import verify
 from twinlock.replica.store import QuarantinedEnvelope
 from twinlock.sealing.quarantine import QuarantineReason
+
+
+def check_log_head(runtime: SpaceRuntime, frame: Attached) -> None:
+    """Leave a server that shows another log of as many entries; a shorter or a longer one is read and compared.
+
+    Raises:
+        LogForkError: it does.
+    """
+    known = runtime.keyring.log
+    if frame.log_seq == known.seq and frame.log_head != known.head:
+        raise LogForkError(f"entry {known.seq} of a space's log is another one")
 
 
 def unknown_heads(runtime: SpaceRuntime) -> set[Seq]:
