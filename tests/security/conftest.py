@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.client_kit import World
+from tests.security.attackers import make_household
 from tests.security.dishonest import write_all
 from twinlock.server.app import Server
 from twinlock.server.settings import Settings
@@ -68,5 +69,23 @@ def written_template(tmp_path_factory, account_template):
 async def world(tmp_path, written_template):
     """What was written, in the hands of whoever has the server's files; the server does not run yet."""
     world = World(tmp_path, written_template)
+    yield world
+    await world.close()
+
+
+@pytest.fixture(scope="session")
+def household_template(tmp_path_factory, account_template):
+    """A space of three accounts, made once."""
+    folder = tmp_path_factory.mktemp("household")
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, make_household(World(folder, account_template))).result()
+    return folder
+
+
+@pytest.fixture
+async def household(tmp_path, household_template):
+    """A running server with a space of ann, ben (editor) and cleo (reader), whose devices are closed."""
+    world = World(tmp_path / "world", household_template)
+    await world.start()
     yield world
     await world.close()
