@@ -7,17 +7,24 @@ who may read reads everything that was kept, nobody else can, and all logs are o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import shutil
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import twinlock
-from twinlock.errors import TwinlockError
-from twinlock.ids import AccountId, LogId, SpaceId
+from twinlock.contracts import Asking
+from twinlock.errors import LeaseRefusedError, TwinlockError
+from twinlock.ids import AccountId, LogId, Seq, SpaceId
 from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.frames import Lease
+from twinlock.protocol.limits import LEASE_EPOCHS_MAX
+from twinlock.protocol.proofs import lease_message
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
+from twinlock.sealing.identity import DeviceKeys
 from twinlock.testing.simulated_node import ORIGIN, Node
 from twinlock.testing.virtual_time import run_in_virtual_time
 
@@ -90,6 +97,11 @@ class Person:
         return await twinlock.connect(ORIGIN, self._profile, key_file=key_file, options=self._options)
 
     @property
+    def device_keys(self) -> DeviceKeys:
+        """The keys of the device, to play its owner with bad intent."""
+        return self.db._context.state.device_keys
+
+    @property
     def account(self) -> AccountId:
         """The account's id."""
         return AccountId(bytes.fromhex(self.db.account))
@@ -111,6 +123,7 @@ class Household:
         self.seed = seed
         self.chance = self._chance_of("steps")
         self._loop = asyncio.get_running_loop()
+        self._folder = folder
         self.node = Node(folder, self._chance_of("node"), self._now_ms)
         self.people = {name: Person(name, folder / name, self._chance_of(name), self.node) for name in NAMES}
         self.space = SpaceId(b"")
@@ -261,7 +274,8 @@ class Household:
     def _unsettled(self) -> list[str]:
         """Say who has not come to rest, and why."""
         log = self.log()
-        found = []
+        # Owners are unlocked here, and open the epoch that is wanted by themselves.
+        found = ["a rotation is wanted"] if log.wants_rotation and not log.is_shredded else []
         for person in self.people.values():
             info = {each.id: each for each in person.db.spaces()}.get(self.space.hex())
             role = None if log.is_shredded else log.role_of(person.account)
@@ -299,11 +313,14 @@ class Household:
         for person, marks in zip(readers, seen, strict=True):
             first = readers[0]
             assert marks == seen[0], (
-                f"{where}: only {person.name} has {sorted(marks - seen[0])}, only {first.name} {sorted(seen[0] - marks)}; "
+                f"{where}: only {person.name} has {sorted(marks - seen[0])}, only {first.name} "
+                f"{sorted(seen[0] - marks)}; "
                 f"quarantined: {self._quarantined(person)}, {self._quarantined(first)}"
             )
         for person in self.people.values():
             await self._check_written(where, person, seen[0], log)
+            if log.role_of(person.account) is None:
+                await self._check_shut_out(where, person, log)
 
     def _quarantined(self, person: Person) -> list[tuple[int, str]]:
         return [(kept.seq, kept.reason) for kept in person.db.quarantine.get(self.space.hex(), [])]
@@ -312,6 +329,33 @@ class Household:
         for person in self.people.values():
             files = [path for path in person.profile.rglob("*") if self.space.hex() in str(path) and path.is_file()]
             assert not files, f"{where}: {person.name} still has {files}"
+
+        held = self._stored_keys()
+        assert not held, f"{where}: the key service still holds the keys of epochs {held}"
+        rows = await self.node.directory.list(f"keyring/{self.space.hex()}/")
+        assert not rows, f"{where}: the server still has {list(rows)}"
+        entries = await self.node.log.read(self.space, Seq(0), 1 << 20)
+        assert not entries, f"{where}: the server still has {len(entries)} envelopes"
+
+    def _stored_keys(self) -> list[int]:
+        database = f"file:{self._folder / 'keyservice' / 'keyservice.db'}?mode=ro"
+        with contextlib.closing(sqlite3.connect(database, uri=True)) as connection:
+            return [epoch for (epoch,) in connection.execute("SELECT epoch FROM keys WHERE space = ?", (self.space,))]
+
+    async def _check_shut_out(self, where: str, person: Person, log: SpaceLogState) -> None:
+        """Ask for every key in the name of somebody who is not a member."""
+        keys, account, nonce, now_ms = person.device_keys, person.account, bytes(32), self._now_ms()
+        epochs = sorted(log.epochs, reverse=True)[:LEASE_EPOCHS_MAX]
+        message = lease_message(self.space, epochs, nonce, now_ms, account, keys.device)
+        request = Lease(self.space, epochs, nonce, now_ms, keys.sign.sign(message))
+        asking = Asking(account, keys.device, self.node.log.incarnation, now_ms)
+        try:
+            self.node.keys.now(lambda: self.node.keys.inner.lease(asking, request))
+        except LeaseRefusedError:
+            row = f"keyring/{self.space.hex()}/{log.epoch:08x}/{account.hex()}"
+            assert await self.node.directory.get(row) is None, f"{where}: the newest key is wrapped to {person.name}"
+            return
+        raise AssertionError(f"{where}: {person.name} is no member and got a lease")
 
     async def _check_written(self, where: str, person: Person, marks: set[str], log: SpaceLogState) -> None:
         """A writer who was a member all the time loses nothing; of others, what was refused was told."""

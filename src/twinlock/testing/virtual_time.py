@@ -1,4 +1,4 @@
-"""An event loop for simulations: its clock jumps to the next timer whenever nothing is ready, so a day takes no time."""
+"""An event loop for simulations: its clock jumps to the next timer when nothing is ready, so a day takes no time."""
 
 from __future__ import annotations
 
