@@ -15,6 +15,7 @@ from twinlock.ids import Epoch, SpaceId
 from twinlock.protocol.frames import Notice
 from twinlock.sealing.space_keys import EpochKeys
 from twinlock.sealing.suite import MemberKey, ServiceKey
+from twinlock.testing.workload import open_database
 
 
 @pytest.fixture
@@ -264,3 +265,29 @@ async def test_a_new_epoch_is_wrapped_to_a_thousand_members_without_holding_up_t
     assert len(rows) == 1000
     assert took_s < 2
     assert sorted(pauses)[len(pauses) // 2] < 0.05
+
+
+async def test_a_server_with_an_older_log_does_not_bring_a_removed_member_back(world):
+    home, ben, _ = await three(world)
+    seq = home._runtime.keyring.log.seq
+    account = ben._runtime.keyring.account
+    await home.remove("ben")
+    await until(lambda: world.open[1].ended_spaces())
+    for db in world.open:
+        await db.close()
+    await world.stop()
+    with open_database(world.folder / "server" / "twinlock.db") as engine:
+        engine.execute(
+            "DELETE FROM records WHERE key LIKE ? AND key > ?", (f"log/{home.id}/%", f"log/{home.id}/{seq:08d}")
+        )
+        engine.execute("UPDATE records SET value = ? WHERE key = ?", (b"", f"member/{account.hex()}/{home.id}"))
+    with open_database(world.folder / "server" / "keyservice" / "keyservice.db") as keys:
+        keys.execute("DELETE FROM entries WHERE log = ? AND seq > ?", (bytes.fromhex(home.id), seq))
+    await world.restart()
+
+    again = await world.device("ben")
+    await again._courier.settled()
+
+    assert [info.title for info in again.spaces()] == ["home"]
+    assert again.last_error.code == "log_fork"
+    assert [str(end.reason) for end in again.ended_spaces()] == ["removed"]
