@@ -1,4 +1,4 @@
-"""What attackers hold and do: a member's own keys used against the others, a server's stores, and its place in between."""
+"""What attackers hold and do: a member's keys turned on the others, a server's stores, and its place in between."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from tests.client_kit import World
+from tests.client_kit import World, until
 from tests.security.dishonest import database, key_service
 from tests.security.raid import stored, windows
 from tests.security.wire import Wire, challenged, now_ms
@@ -26,10 +26,12 @@ from twinlock.keyservice.wrapper_file import FileKeyWrapper
 from twinlock.protocol import codec, proofs
 from twinlock.protocol.calls import ReadLogResult, SignedEntry
 from twinlock.protocol.clock import Hlc, pack
-from twinlock.protocol.envelope import Envelope, Kind, parse
+from twinlock.protocol.envelope import TAG_BYTES, Envelope, Header, Kind, envelope_id, parse
 from twinlock.protocol.frames import Attached, Call, ClientFrame, Hello, Lease, Reply, ServerFrame, Welcome
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing import DeviceKeys, EpochKeys, Sealer
+from twinlock.sealing.cipher import envelope_message
+from twinlock.sealing.padding import pad
 from twinlock.testing.workload import open_database
 
 FAMILY = "family"
@@ -62,6 +64,14 @@ async def texts(db: Client, space: str = FAMILY) -> dict[str, str]:
     """Everything that a device shows of a space, once it has read all that the server delivers."""
     await db.synced()
     return {doc.id: doc.data["text"] for doc in await db.space(space).collection("notes").get()}
+
+
+async def shows(db: Client, id: str, text: str) -> None:
+    """Wait until a device shows a document with a text."""
+    found: list[Any] = []
+    ended = db.space(FAMILY).collection("notes").doc(id).on_snapshot(lambda snap: found.append(snap.doc))
+    await until(lambda: found and found[-1] is not None and found[-1]["text"] == text)
+    ended()
 
 
 def reasons(db: Client) -> list[str]:
@@ -107,6 +117,14 @@ class Hand:
         if kind is Kind.DROP:
             return sealer.seal_drop(payload, self.space, Epoch(epoch), keys.drop_pk, place)
         return sealer.seal(kind, payload, keys, *place)
+
+    def sealed_in_the_name_of(self, device: DeviceId, payload: bytes, after: tuple[int, bytes]) -> bytes:
+        """Seal under another device's key, which every member derives, and sign as oneself: the best forgery there is."""
+        keys, padded, nonce = self.keys[Epoch(1)], pad(payload), os.urandom(12)
+        place = (Counter(after[0] + 1), 0, self.log.head_prefix, EnvelopeId(after[1]))
+        header = Header(Kind.CHANGE, Epoch(1), self.space, device, *place, nonce, len(padded) + TAG_BYTES).pack()
+        ciphertext = keys.device_cipher(device).encrypt(nonce, padded, header)
+        return header + ciphertext + self.device.sign.sign(envelope_message(envelope_id(header, ciphertext)))
 
     def lease_request(self, *epochs: int) -> Lease:
         """Make a true request of this device for service keys."""
