@@ -402,6 +402,9 @@ class SpaceRuntime:
             self._open_sender()
             assert self._sender is not None
             return self._sender.write_all(writes, now_ms)
+        if not may_write_changes(self.keyring):
+            # Known without asking: the server would refuse it for good.
+            return [RoleError("a reader writes nothing") for _ in writes]
         if self.replica is not None and self.keyring.locked(now_ms):
             self.lock()
         if self.replica is None or self._store is None:

@@ -238,7 +238,9 @@ class Replica:
     def _await(self, counter: Counter, identifier: EnvelopeId) -> None:
         """Seal nothing before the own chain was read up to an envelope: what waits is laid on top of it."""
         read = self._inbox.heads.get(self._keyring.device)
-        is_behind = not is_read(self._store, self._keyring.device, read, counter, identifier)
+        # What the log does not hold of the own chain any more, once everything was read, was in packs.
+        is_packed = self._is_caught_up and counter <= self._own_at_attach
+        is_behind = not (is_packed or is_read(self._store, self._keyring.device, read, counter, identifier))
         self._awaited = (counter, identifier) if is_behind else None
         self._outbox.is_behind = is_behind
 
@@ -296,9 +298,8 @@ class Replica:
     def _note_caught_up(self) -> None:
         if not self._is_caught_up and self._is_attached and self._inbox.is_idle and self.cursor >= self._target:
             self._is_caught_up = True
-            if self._awaited is not None and self._awaited[0] <= self._own_at_attach:
-                # What the log does not hold of the own chain any more was in packs.
-                self._awaited, self._outbox.is_behind = None, False
+            if self._awaited is not None:
+                self._await(*self._awaited)
             self._events.append(CaughtUp())
 
     def _confirm(self, now_ms: int) -> None:
