@@ -166,6 +166,22 @@ async def test_the_replica_file_is_refused_without_a_lease_and_opened_with_it(wo
     assert await notes.doc("x").get() == {"text": "secret words"}
 
 
+async def test_a_second_look_at_a_space_that_is_being_made_leaves_its_lease_on_the_disk(world):
+    """The server tells of the new space while its maker goes on: a crash in between must not lock it."""
+    db = await world.unlocked("a")
+    space = await db.create_space("garden")
+    await space.collection("plants").doc("x").set({"name": "rose"})
+    await db.synced()
+    await db._courier._logs.new_space(bytes.fromhex(space.id))
+    # As a crash would, this leaves on the disk what lies there.
+    shutil.copytree(world.folder / "a", world.folder / "after-crash")
+    await world.stop()
+
+    offline = await world.device("after-crash")
+
+    assert await offline.space("garden").collection("plants").doc("x").get() == {"name": "rose"}
+
+
 async def test_an_altered_key_file_of_the_replica_is_noticed(world):
     db = await world.device("a")
     await db.synced()

@@ -88,6 +88,8 @@ class LogReader:
             raise ApprovalPendingError if account in log.applicants else UnknownSpaceError
         self._context.state.put_space_log(space, entries)
         runtime = SpaceRuntime(self._context, entries)
+        # A space that is just being made has its keys on the disk already: what is kept next must hold its lease too.
+        runtime.restore()
         async with runtime.log_turn:
             await self.fill(runtime)
         return runtime
