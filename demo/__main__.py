@@ -18,6 +18,8 @@ from demo.screen import Screen
 from demo.stage import Stage
 from demo.story import play
 
+INTERRUPTED = 130
+
 
 def main() -> int:
     """Run the demo and return its exit status."""
@@ -25,14 +27,14 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="end after the story instead of keeping the server running")
     parser.add_argument("--quakes", type=int, default=0, metavar="N", help="import only so many (all 1,707 by default)")
     options = parser.parse_args()
-    folder, status = Path(tempfile.mkdtemp(prefix="twinlock-demo-")), 0
+    folder, status = Path(tempfile.mkdtemp(prefix="twinlock-demo-")), 1
     try:
         status = asyncio.run(_run(folder, options.once, options.quakes or None))
     except (KeyboardInterrupt, asyncio.CancelledError):
-        return 130
+        status = INTERRUPTED
     finally:
         # A story that failed leaves its logs to whoever wants to know why.
-        if status == 0:
+        if status != 1:
             shutil.rmtree(folder, ignore_errors=True)
     return status
 
@@ -51,7 +53,7 @@ async def _run(folder: Path, once: bool, quakes: int | None) -> int:
         except Exception as exc:
             # A story that breaks off has failed; what broke is said, whatever it was.
             screen.check(False, f"the story broke off: {exc or type(exc).__name__}")
-        for device in (stage.a, stage.b, stage.c):
+        for device in stage.devices:
             await device.stop()
         if screen.failed:
             screen.note(f"every process's log is in {folder}")

@@ -17,7 +17,8 @@ from typing import Any
 import twinlock
 from twinlock.errors import TwinlockError
 
-SPACE = "atlas"
+SPACE, HOME = "atlas", "home"
+HOUR_MS = 3_600_000
 EVENTS_PER_S = 20
 
 
@@ -26,6 +27,7 @@ class Device:
 
     def __init__(self) -> None:
         self._db: Any = None
+        self._pairing: Any = None
         self._acknowledged: list[str] = []
         self._tell_at = 0
         self._latencies_ms: list[float] = []
@@ -39,14 +41,17 @@ class Device:
         await self._db.create_space(SPACE, lease_hours=0)
         return {"kit": kit}
 
-    async def recover(self, url: str, name: str, kit: str, profile: str) -> dict[str, Any]:
+    async def recover(self, url: str, name: str, kit: str, profile: str, called: str = "") -> dict[str, Any]:
         """Add this device to the account by the recovery kit."""
-        self._db = await twinlock.recover(url, name, kit, profile=Path(profile))
+        options = twinlock.Options(device_name=called or None)
+        self._db = await twinlock.recover(url, name, kit, profile=Path(profile), options=options)
         return {}
 
-    async def open(self, url: str, profile: str) -> dict[str, Any]:
-        """Open a profile that is there."""
-        self._db = await twinlock.connect(url=url, profile=Path(profile))
+    async def open(self, url: str, profile: str, hours_ahead: int = 0) -> dict[str, Any]:
+        """Open a profile that is there, by a clock that may be ahead; one that is open is closed."""
+        await self.close()
+        options = twinlock.Options(wall_ms=lambda: time.time_ns() // 1_000_000 + hours_ahead * HOUR_MS)
+        self._db = await twinlock.connect(url=url, profile=Path(profile), options=options)
         return {}
 
     async def synced(self) -> dict[str, Any]:
@@ -86,9 +91,9 @@ class Device:
         document = self._quakes().doc(id)
         return {"value": await document.get(), "conflicts": dict(await document.conflicts())}
 
-    async def count(self) -> dict[str, Any]:
+    async def count(self, space: str = SPACE) -> dict[str, Any]:
         """Return how many earthquakes there are."""
-        return {"count": await self._quakes().count()}
+        return {"count": await self._db.space(space).collection("quakes").count()}
 
     async def digest(self) -> dict[str, Any]:
         """Return the SHA-256 of all documents, in the order of their ids, and how many there are."""
@@ -124,9 +129,58 @@ class Device:
         tally = values.pop("tally", {"total": 0})
         return {"ids": sorted(values), "total": tally["total"]}
 
+    async def keep_at_home(self, path: str, most: int) -> dict[str, Any]:
+        """Write some earthquakes into the account's first space."""
+        features = json.loads(Path(path).read_text(encoding="utf-8"))["features"][:most]  # noqa: ASYNC240
+        batch = self._db.batch()
+        for feature in features:
+            batch.set(self._db.space(HOME).collection("quakes").doc(feature["id"]), feature)
+        await batch.commit()
+        await self._db.synced()
+        return {"count": len(features)}
+
+    async def spaces(self) -> dict[str, Any]:
+        """Return the ids of the spaces by their names."""
+        return {info.title: info.id for info in self._db.spaces()}
+
+    async def tell_cut(self) -> dict[str, Any]:
+        """Begin to tell when the connection ends for good."""
+
+        def on_status(status: str) -> None:
+            tell({"event": "status", "status": str(status), "at_ns": time.time_ns()})
+
+        self._db.on_status(on_status)
+        return {}
+
+    async def revoke(self, device: str) -> dict[str, Any]:
+        """Call a device of the account stolen."""
+        began_ns = time.time_ns()
+        await self._db.revoke(device, stolen=True)
+        return {"began_ns": began_ns, "ended_ns": time.time_ns(), "kit": self._db.recovery_kit()}
+
+    async def ask_to_pair(self, url: str, profile: str) -> dict[str, Any]:
+        """Ask to be added to an account by one of its devices, and show the code for it."""
+        self._pairing = await twinlock.pair_device(url, Path(profile), device_name="new phone")
+        return {"code": self._pairing.code}
+
+    async def paired(self) -> dict[str, Any]:
+        """Wait to be approved, and show the digits."""
+        return {"digits": (await self._pairing.approved()).digits}
+
+    async def confirm(self) -> dict[str, Any]:
+        """Go on, as the person has seen the same digits on both devices."""
+        self._db = await self._pairing.confirm()
+        return {}
+
+    async def approve(self, code: str) -> dict[str, Any]:
+        """Add the device that shows a code, and show the digits."""
+        return {"digits": await self._db.pair_device(code)}
+
     async def close(self) -> dict[str, Any]:
-        """Close the profile."""
-        await self._db.close()
+        """Close the profile, if one is open."""
+        db, self._db = self._db, None
+        if db is not None:
+            await db.close()
         return {}
 
     def _space(self) -> Any:

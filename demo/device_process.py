@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -92,7 +93,8 @@ class DeviceProcess:
                 async with asyncio.timeout(5):
                     await self._child.wait()
             except (DeviceFailedError, TimeoutError, OSError):
-                self._child.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    self._child.kill()
                 await self._child.wait()
         if self._listening is not None:
             await self._listening

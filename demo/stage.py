@@ -1,4 +1,4 @@
-"""Everything that stands on the stage: the folder, the server, the cables, the devices."""
+"""Everything that stands on the stage: the folder, the server, the key service, the cables, the devices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 
 from demo.cable import Cable
 from demo.device_process import DeviceProcess
-from demo.server_process import ServerProcess
+from demo.service_process import ServiceProcess
+from twinlock.keyservice.key_files import NODE_KEY_NAME, SERVICE_KEY_NAME, open_signing_key, public_key_text
 
 CATALOGUE = Path(__file__).parents[1] / "examples" / "data" / "earthquakes.json"
 ACCOUNT = "ada"
@@ -25,9 +26,18 @@ class Stage:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        port, port_a, port_c = free_ports(3)
-        origins = [f"ws://127.0.0.1:{each}" for each in (port, port_a, port_c)]
-        self.server = ServerProcess(folder / "server", port, origins)
+        port, port_keys, port_a, port_c, self.dead_port = free_ports(5)
+        # Server and key service know one another by their public keys, as an operator would set them up.
+        server, keys = folder / "server", folder / "key-service"
+        node_pk = public_key_text(open_signing_key(server / "data" / NODE_KEY_NAME))
+        self.keys = ServiceProcess(keys, "keyservice", port_keys, {"nodes": [node_pk]})
+        settings = {
+            "origins": [f"ws://127.0.0.1:{each}" for each in (port, port_a, port_c)],
+            "sign_ups_per_min": 0,
+            "keyservice_url": f"http://127.0.0.1:{port_keys}",
+            "keyservice_pk": public_key_text(open_signing_key(keys / "data" / SERVICE_KEY_NAME)),
+        }
+        self.server = ServiceProcess(server, "serve", port, settings)
         self.wire = folder / "wire"
         self.wire.mkdir()
         self.cable_a = Cable(port_a, port, self.wire / "a.bin")
@@ -35,6 +45,7 @@ class Stage:
         self.a, self.b, self.c = (
             DeviceProcess(name, folder / f"device-{name}", folder / f"{name}.log") for name in "ABC"
         )
+        self.newcomers: list[DeviceProcess] = []
         # Made for this one run, never printed, gone with the folder.
         self.password = os.urandom(12).hex()
         self.kit = ""
@@ -44,13 +55,30 @@ class Stage:
         """The server's own address."""
         return f"ws://127.0.0.1:{self.server.port}"
 
+    @property
+    def nowhere(self) -> str:
+        """An address at which nobody answers, as for a device without any network."""
+        return f"ws://127.0.0.1:{self.dead_port}"
+
+    def newcomer(self, name: str) -> DeviceProcess:
+        """Return a device that enters late; it is ended with the others."""
+        device = DeviceProcess(name, self.folder / f"device-{name}", self.folder / f"{name}.log")
+        self.newcomers.append(device)
+        return device
+
+    @property
+    def devices(self) -> list[DeviceProcess]:
+        """All devices."""
+        return [self.a, self.b, self.c, *self.newcomers]
+
     async def close(self) -> None:
         """End every process, whatever goes wrong with one of them."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.keys.stop)
             stack.callback(self.server.stop)
             for cable in (self.cable_a, self.cable_c):
                 stack.push_async_callback(cable.close)
-            for device in (self.a, self.b, self.c):
+            for device in self.devices:
                 stack.push_async_callback(device.stop)
 
     async def agree(self, *devices: DeviceProcess) -> tuple[bool, str, int]:

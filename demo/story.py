@@ -9,6 +9,7 @@ import sqlite3
 from typing import Any
 
 from demo.device_process import DeviceFailedError
+from demo.lost_phone import lose_the_phone
 from demo.plaintext import search, words_of
 from demo.screen import Screen
 from demo.stage import ACCOUNT, CATALOGUE, Stage, until
@@ -26,13 +27,16 @@ async def play(screen: Screen, stage: Stage, quakes: int | None = None) -> None:
     await offline(screen, stage)
     await server_killed(screen, stage)
     await two_keys(screen, stage)
+    await lose_the_phone(screen, stage)
 
 
 async def begin(screen: Screen, stage: Stage) -> None:
     """Start the server and two devices of one account."""
     screen.scene(
-        "A server and two devices", "The server on SQLite with its key service; each device is a process of its own."
+        "A server, a key service and two devices",
+        "Each is a process of its own with files of its own; the server on SQLite keeps what is sealed, never a key.",
     )
+    seconds_keys = await stage.keys.start()
     seconds = await stage.server.start()
     await stage.cable_a.plug_in()
     await asyncio.gather(stage.a.start(), stage.b.start())
@@ -40,10 +44,13 @@ async def begin(screen: Screen, stage: Stage) -> None:
         "sign_up", url=stage.cable_a.url, name=ACCOUNT, password=stage.password, profile=str(stage.a.profile)
     )
     stage.kit = made["kit"]
-    await stage.b.tell("recover", url=stage.url, name=ACCOUNT, kit=stage.kit, profile=str(stage.b.profile))
+    await stage.b.tell(
+        "recover", url=stage.url, name=ACCOUNT, kit=stage.kit, profile=str(stage.b.profile), called="old phone"
+    )
     screen.table(
         ("", "process", "what it is"),
         (
+            ("key service", str(stage.keys.pid), f"holds key B of every space, answers after {seconds_keys:.1f} s"),
             ("server", str(stage.server.pid), f"{stage.url}, answers after {seconds:.1f} s"),
             ("device A", str(stage.a.pid), f"signed up as {ACCOUNT}, connected by a cable that can be cut"),
             ("device B", str(stage.b.pid), "added with the recovery kit"),
@@ -198,7 +205,8 @@ async def two_keys(screen: Screen, stage: Stage) -> None:
     words = words_of(CATALOGUE)
     await stage.c.stop()
     for place, folders in (
-        ("the server's files: database, write-ahead log, key service, logs", [stage.server.folder]),
+        ("the server's files: database, write-ahead log, logs", [stage.server.folder]),
+        ("the key service's files", [stage.keys.folder]),
         ("all bytes that went over the cables of A and C", [stage.wire]),
         ("the disks of the devices", [stage.a.profile, stage.b.profile, stage.c.profile]),
     ):

@@ -1,33 +1,43 @@
-"""The server as a process of its own, which can be killed without warning and started again on the same files."""
+"""The server and the key service, each a process of its own, which can be killed and started again on its files."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
 START_SECONDS_MAX = 20.0
 
 
-class ServerProcess:
-    """One server on one data folder and one port, through all its lives."""
+class ServiceProcess:
+    """One service of `twinlock` on one data folder and one port, through all its lives.
 
-    def __init__(self, folder: Path, port: int, origins: list[str]) -> None:
+    Args:
+        folder: where its settings, its log and its `data` folder lie.
+        command: the command of `twinlock` that it runs.
+        port: where it listens.
+        settings: its settings besides those two, as in its TOML file.
+    """
+
+    def __init__(self, folder: Path, command: str, port: int, settings: Mapping[str, object]) -> None:
         self.folder = folder
         self.port = port
         self.data = folder / "data"
+        self._command = command
         self._config = folder / "twinlock.toml"
         self._child: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
-        listed = ", ".join(f'"{origin}"' for origin in origins)
-        folder.mkdir(parents=True)
-        self._config.write_text(
-            f'data = "{self.data}"\nport = {port}\norigins = [{listed}]\nsign_ups_per_min = 0\n', encoding="utf-8"
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        # JSON's strings, numbers and lists are written in TOML as they are.
+        chosen = {"data": str(self.data), "port": port, **settings}
+        lines = [f"{name} = {json.dumps(value)}\n" for name, value in chosen.items()]
+        self._config.write_text("".join(lines), encoding="utf-8")
 
     @property
     def pid(self) -> int:
@@ -35,18 +45,23 @@ class ServerProcess:
         assert self._child is not None
         return self._child.pid
 
+    @property
+    def log_path(self) -> Path:
+        """Where everything goes that it prints."""
+        return self.folder / f"{self._command}.log"
+
     async def start(self) -> float:
         """Start the process and return after how many seconds it answers."""
         started = time.perf_counter()
-        self._log = (self.folder / "server.log").open("ab")
-        command = [sys.executable, "-m", "twinlock", "serve", "--config", str(self._config)]
+        self._log = self.log_path.open("ab")
+        command = [sys.executable, "-m", "twinlock", self._command, "--config", str(self._config)]
         # A session of its own: Ctrl-C in the terminal is the demo's to deal with.
         self._child = subprocess.Popen(command, stdout=self._log, stderr=self._log, start_new_session=True)  # noqa: ASYNC220
         while time.perf_counter() - started < START_SECONDS_MAX and self._child.poll() is None:
             if await _answers(self.port):
                 return time.perf_counter() - started
             await asyncio.sleep(0.02)
-        raise RuntimeError(f"the server did not start; its log is {self.folder / 'server.log'}")
+        raise RuntimeError(f"twinlock {self._command} did not start; its log is {self.log_path}")
 
     def kill(self) -> None:
         """End the process at once with SIGKILL: it can finish nothing."""
