@@ -79,9 +79,12 @@ async def test_the_newest_row_up_to_the_logs_epoch_is_read_and_older_ones_are_de
     await keyrings.store(SPACE, [row(EDITOR, epoch) for epoch in (1, 2, 16, 17)])
 
     assert [(await keyrings.read(SPACE, EDITOR, epoch)).epoch for epoch in (1, 3, 16, 20)] == [1, 2, 16, 17]
-    await keyrings.forget_before(SPACE, Epoch(16))
+    await keyrings.store(SPACE, [row(OWNER, 16), row(SENDER, 16)])
+    await keyrings.forget_past(SPACE, rules(16))
+    # What a try left for somebody who is no key holder goes as well, what is to come stays.
+    assert await keyrings.read(SPACE, SENDER, Epoch(16)) is None
+    assert (await keyrings.read(SPACE, OWNER, Epoch(16))).epoch == 16
     assert await keyrings.read(SPACE, EDITOR, Epoch(15)) is None
-    assert await keyrings.read(SPACE, OWNER, Epoch(17)) is None
     await keyrings.forget(SPACE, Epoch(17), [EDITOR, OWNER])
     assert (await keyrings.read(SPACE, EDITOR, Epoch(17))).epoch == 16
     await keyrings.forget_all(SPACE)

@@ -52,10 +52,15 @@ class Keyrings:
         """Delete the rows of some who hold keys no longer."""
         await together(self._directory.delete(_key(space, epoch, name)) for name in names)
 
-    async def forget_before(self, space: SpaceId, epoch: Epoch) -> None:
-        """Delete the rows of all epochs before one; the links in the log lead back to those."""
+    async def forget_past(self, space: SpaceId, rules: SpaceLogState) -> None:
+        """Keep the newest epoch's rows of those who hold its key; the links in the log lead back to earlier ones.
+
+        Rows of others are what a try left whose entry was not appended; they wrap a key that never came to be.
+        """
+        kept = {_key(space, rules.epoch, name) for name in rules.key_holders}
+        to_come = f"{_prefix(space)}{rules.epoch + 1:08x}"
         keys = await self._directory.list(_prefix(space))
-        await together(self._directory.delete(key) for key in keys if key < f"{_prefix(space)}{epoch:08x}")
+        await together(self._directory.delete(key) for key in keys if key < to_come and key not in kept)
 
     async def forget_all(self, space: SpaceId) -> None:
         """Delete every row of a space."""

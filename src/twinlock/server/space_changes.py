@@ -277,7 +277,7 @@ class SpaceChanges:
             if after.is_shredded:
                 await self._purge(space)
             elif after.epoch > before.epoch:
-                await self._keyrings.forget_before(space.id, after.epoch)
+                await self._keyrings.forget_past(space.id, after)
             else:
                 lost = before.key_holders.keys() - after.key_holders.keys()
                 await self._keyrings.forget(space.id, after.epoch, lost)
