@@ -70,7 +70,7 @@ def _next_steps(stage: Stage) -> list[str]:
     return [
         f"The server keeps running at {stage.url} until Ctrl-C. In two other terminals:",
         "",
-        f"  {command} watch atlas/notes --profile {stage.b.profile}",
+        f"  {command} watch atlas/notes --profile {stage.c.profile}",
         f"""  {command} put atlas/notes/1 '{{"text": "hello"}}' --profile {stage.a.profile}""",
         "",
         f"  {command} query atlas/quakes -w 'properties.mag >= 5' --profile {stage.a.profile}",

@@ -61,6 +61,8 @@ async def lose_the_phone(screen: Screen, stage: Stage) -> None:
 async def _steal(stage: Stage, early: DeviceProcess, late: DeviceProcess) -> Theft:
     await stage.a.tell("keep_at_home", path=str(CATALOGUE), most=HOME_QUAKES)
     await until(lambda: _counts(stage.b, HOME, HOME_QUAKES))
+    # A device commits what arrives a little later, or together with a write of its own.
+    await stage.b.tell("keep_at_home", path=str(CATALOGUE), most=1)
     copy = stage.folder / "stolen"
     for folder in (copy, early.profile, late.profile):
         await asyncio.to_thread(steal, stage.b.profile, folder)
