@@ -13,7 +13,9 @@ from bench.scenarios.catchup import catch_up
 from bench.scenarios.connections import connections
 from bench.scenarios.devices import sdk_catch_up, seen_on_other_device
 from bench.scenarios.fanout import fan_out
+from bench.scenarios.leases import leases
 from bench.scenarios.many_documents import many_documents
+from bench.scenarios.sealing import seal_and_open
 from bench.scenarios.writes import many_spaces, many_writers, one_writer, pushes_of_ten
 
 Measure = Callable[[Path, Scale], Coroutine[Any, Any, list[Figure]]]
@@ -29,5 +31,7 @@ SCENARIOS: Mapping[str, Measure] = {
     "sdk-catchup": sdk_catch_up,
     "documents": many_documents,
     "connections": connections,
+    "sealing": seal_and_open,
+    "leases": leases,
 }
 PEERS: Mapping[str, Measure] = {"nats": nats.measure, "pocketbase": pocketbase.measure}
