@@ -18,11 +18,12 @@ from twinlock.protocol import hpke, proofs
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import (
     AppendLog,
-    CreateAccount,
     CreatePending,
     CreatePendingResult,
     CreateSpace,
     KeyringRow,
+    PutUnlocker,
+    Unlocker,
 )
 from twinlock.protocol.codec import decode_server, encode
 from twinlock.protocol.envelope import Header, Kind, envelope_id
@@ -45,6 +46,7 @@ from twinlock.protocol.labels import label
 from twinlock.protocol.limits import FRAME_BYTES_MAX
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.protocol.space_rules import replay_space
+from twinlock.sealing.account_requests import put_request, sign_up_request
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
 from twinlock.sealing.space_entries import epoch_entry, space_genesis
 from twinlock.sealing.space_keys import EpochKeys, make_epoch, wrap_member_key
@@ -215,7 +217,8 @@ class World:
         genesis = account_genesis(self.account, os.urandom)
         entry = device_entry(self.account, replay_account([genesis]), self.device.sign_pk, self.device.kem_pk)
         unlocker = make_unlocker(self.kit, self.name, self.server_id, os.urandom, self.account)
-        await wire.call("account.create", CreateAccount(self.name, [genesis, entry], [unlocker], token))
+        request = sign_up_request(self.account, self.server_id, self.name, [genesis, entry], [unlocker], token)
+        await wire.call("account.create", request)
         self.account_log = replay_account([genesis, entry])
         await wire.close()
 
@@ -265,6 +268,10 @@ class World:
         await wire.call("account.append", AppendLog(self.account.account, self.account_log.seq, [entry]))
         self.account_log = replay_account([entry], self.account_log)
         return device
+
+    def put(self, unlocker: Unlocker, time_ms: int = 0) -> PutUnlocker:
+        """Make the account's request to replace an unlocker."""
+        return put_request(self.account, self.server_id, self.account_log, time_ms or now_ms(), unlocker)
 
     def chain(self, device: DeviceKeys | None = None) -> Chain:
         """Return a device's chain of envelopes in the space, at its beginning."""

@@ -23,6 +23,7 @@ from tools import (
     vectors_merging,
     vectors_nodes,
     vectors_people,
+    vectors_requests,
     vectors_sessions,
 )
 
@@ -36,6 +37,7 @@ MAKERS: dict[str, Callable[[], Vector]] = {
     **vectors_logs.MAKERS,
     **vectors_members.MAKERS,
     **vectors_people.MAKERS,
+    **vectors_requests.MAKERS,
     **vectors_nodes.MAKERS,
     **vectors_envelopes.MAKERS,
     **vectors_documents.MAKERS,

@@ -13,6 +13,7 @@ from tests.server_kit import (
     open_anonymous,
     open_wire,
 )
+from twinlock.protocol import proofs
 from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import (
     AppendLog,
@@ -23,7 +24,6 @@ from twinlock.protocol.calls import (
     OpenUnlocker,
     OpenUnlockerResult,
     PutKeyring,
-    PutUnlocker,
     ReadKeyring,
     ReadLog,
     ReadLogResult,
@@ -33,6 +33,7 @@ from twinlock.protocol.calls import (
     UnlockerParamsResult,
 )
 from twinlock.protocol.frames import Challenge, Hello, Welcome
+from twinlock.sealing.account_requests import sign_up_request
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry, revoke_entry
 from twinlock.sealing.vault import RecoveryKit, make_unlocker, unlock
 from twinlock.server import Server, Settings
@@ -119,8 +120,8 @@ async def test_who_knows_an_accounts_log_cannot_sign_it_up_again_with_a_secret_o
     forged = make_unlocker(RecoveryKit.make(os.urandom), world.name, world.server_id, os.urandom, world.account)
     wire, _ = await open_anonymous(world.port)
 
-    with pytest.raises(CallFailed, match="name_taken"):
-        await wire.call("account.create", CreateAccount(world.name, page.entries, [forged]))
+    with pytest.raises(CallFailed, match="signature_refused"):
+        await wire.call("account.create", CreateAccount(world.name, page.entries, [forged], signature=bytes(64)))
 
     with pytest.raises(CallFailed, match="not_signed_in"):
         await wire.call("account.log", ReadLog(world.account.account))
@@ -132,8 +133,9 @@ async def test_signing_up_again_after_a_lost_reply_is_fine(server):
     wire, challenge = await open_anonymous(world.port)
     genesis = account_genesis(world.account, os.urandom)
     entry = device_entry(world.account, replay_account([genesis]), world.device.sign_pk, world.device.kem_pk)
-    unlocker = make_unlocker(world.kit, world.name, challenge.server_pk, os.urandom, world.account)
-    request = CreateAccount(world.name, [genesis, entry], [unlocker])
+    server_id = proofs.server_id_of(challenge.server_pk)
+    unlocker = make_unlocker(world.kit, world.name, server_id, os.urandom, world.account)
+    request = sign_up_request(world.account, server_id, world.name, [genesis, entry], [unlocker])
 
     first = await wire.call("account.create", request, LogHead)
 
@@ -155,7 +157,7 @@ async def test_a_new_kit_replaces_the_old_one(world):
     wire, kit = await world.open(), RecoveryKit.make(os.urandom)
     unlocker = make_unlocker(kit, world.name, world.server_id, os.urandom, world.account)
 
-    await wire.call("unlocker.put", PutUnlocker(unlocker), Nothing)
+    await wire.call("unlocker.put", world.put(unlocker), Nothing)
 
     await open_with_kit(world, kit)
     with pytest.raises(CallFailed, match="wrong_credentials"):

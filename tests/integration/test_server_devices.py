@@ -4,6 +4,7 @@ import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from msgspec.structs import replace
 
 from tests.server_kit import CallFailed, Wire, World, hello_to, make_world, now_ms, open_anonymous, open_wire
 from twinlock.errors import StoreError
@@ -15,8 +16,8 @@ from twinlock.protocol.calls import (
     Nothing,
     OpenUnlocker,
     OpenUnlockerResult,
-    PutUnlocker,
     ReadLog,
+    Unlocker,
     UnlockerParams,
     UnlockerParamsResult,
 )
@@ -34,6 +35,7 @@ from twinlock.protocol.device_calls import (
 )
 from twinlock.protocol.frames import LOG_GROWN, Attach, Challenge, Notice, Welcome
 from twinlock.protocol.membership_calls import Names, NamesResult
+from twinlock.sealing.account_requests import rekem_request
 from twinlock.sealing.identity import DeviceKeys, device_entry, rekem_entry, revoke_entry
 from twinlock.sealing.vault import RecoveryKit, make_unlocker, open_wrapped, unlock
 from twinlock.server import Server, Settings
@@ -239,9 +241,16 @@ class Change:
         self.parcels = [Parcel(device, b"for " + device) for device in self.state.devices]
         self.unlocker = make_unlocker(self.kit, world.name, world.server_id, os.urandom, self.account)
 
+        self._signed_by, self._server_id, self._before = world.account, world.server_id, world.account_log
+
     @property
     def request(self) -> Rekem:
-        return Rekem(self.after_seq, self.entries, self.parcels, [self.unlocker])
+        return self.with_all(self.parcels, [self.unlocker])
+
+    def with_all(self, parcels: list[Parcel], unlockers: list[Unlocker], *ends: str) -> Rekem:
+        """Make the account's signed request, with other things than `request` has."""
+        signed_by, before = self._signed_by, self._before
+        return rekem_request(signed_by, self._server_id, before, self.entries, parcels, unlockers, ends)
 
 
 async def opened_by(world: World, kit: RecoveryKit) -> OpenUnlockerResult:
@@ -294,9 +303,11 @@ async def test_doing_it_again_after_a_lost_reply_changes_nothing(world):
     thief = make_unlocker(RecoveryKit.make(os.urandom), world.name, world.server_id, os.urandom, world.account)
 
     assert await wire.call("account.rekem", change.request, LogHead) == first
-    # Who only knows the entries, which all devices do, replaces nothing by repeating them.
-    forged = Rekem(change.after_seq, change.entries, [Parcel(world.device.device, b"forged")], [thief])
-    assert await wire.call("account.rekem", forged, LogHead) == first
+    # Neither a device, which knows the entries, nor the account itself replaces anything by repeating them.
+    parcels, signature = [Parcel(world.device.device, b"forged")], change.request.signature
+    with pytest.raises(CallFailed, match="signature_refused"):
+        await wire.call("account.rekem", Rekem(change.after_seq, change.entries, parcels, [thief], [], signature))
+    assert await wire.call("account.rekem", change.with_all(parcels, [thief]), LogHead) == first
 
     assert await parcel_of(wire) == b"for " + world.device.device
     await opened_by(world, change.kit)
@@ -377,7 +388,7 @@ async def test_what_only_signs_in_stays_and_what_wraps_the_old_key_ends(world):
     wire, change = await world.open(), Change(world)
     password = make_unlocker(RecoveryKit.make(os.urandom), world.name, world.server_id, os.urandom, world.account)
     bare = type(password)("password", password.kdf, password.salt, 1, b"k" * 32)
-    await wire.call("unlocker.put", PutUnlocker(bare))
+    await wire.call("unlocker.put", world.put(bare))
 
     await wire.call("account.rekem", change.request)
 
@@ -387,8 +398,10 @@ async def test_what_only_signs_in_stays_and_what_wraps_the_old_key_ends(world):
 
     again = Change(with_log(world, change))
     wrapping = type(bare)("password", bare.kdf, bare.salt, 1, b"k" * 32, b"old keys, wrapped")
-    await wire.call("unlocker.put", PutUnlocker(wrapping))
-    await wire.call("account.rekem", again.request)
+    await wire.call("unlocker.put", world.put(wrapping))
+    with pytest.raises(CallFailed, match="invalid_call"):
+        await wire.call("account.rekem", again.request)
+    await wire.call("account.rekem", again.with_all(again.parcels, [again.unlocker], "password"))
     with pytest.raises(CallFailed, match="wrong_credentials"):
         await nobody.call("unlocker.open", OpenUnlocker(world.name, "password", b"k" * 32))
 
@@ -405,24 +418,44 @@ async def test_what_is_not_the_accounts_own_word_stores_nothing(server, stores, 
     certifying = device_entry(world.account, world.account_log, device.sign_pk, device.kem_pk)
     account = world.account.account.hex()
     before = await stores.directory.list(f"unlocker/{account}/")
-    for request, code in (
-        (Rekem(change.after_seq, foreign.entries, [], [change.unlocker]), "signature_refused"),
-        (Rekem(change.after_seq - 1, change.entries, [], [change.unlocker]), "log_conflict"),
-        (Rekem(change.after_seq + 1, change.entries, [], [change.unlocker]), "log_conflict"),
-        (Rekem(0, change.entries, [], [change.unlocker]), "log_conflict"),
-        (Rekem(change.after_seq, [], [], [change.unlocker]), "invalid_call"),
-        (Rekem(change.after_seq, [certifying], [], [change.unlocker]), "invalid_call"),
-        (Rekem(change.after_seq, change.entries, [Parcel(device.device, b"s")], []), "invalid_call"),
-        (Rekem(change.after_seq, change.entries, change.parcels * 2, []), "invalid_call"),
-        (Rekem(change.after_seq, change.entries, [Parcel(world.device.device, bytes(513))], []), "limit_exceeded"),
-        (Rekem(change.after_seq, change.entries, [], [change.unlocker] * 2), "invalid_call"),
+    kit, parcels, request = [change.unlocker], change.parcels, change.request
+    thieves = make_unlocker(RecoveryKit.make(os.urandom), world.name, world.server_id, os.urandom, thief.account)
+    for refused, code in (
+        (replace(request, entries=foreign.entries), "signature_refused"),
+        (replace(request, expect_seq=change.after_seq - 1), "log_conflict"),
+        (replace(request, expect_seq=change.after_seq + 1), "log_conflict"),
+        (replace(request, expect_seq=0), "log_conflict"),
+        (replace(request, entries=[]), "invalid_call"),
+        (replace(request, entries=[certifying]), "invalid_call"),
+        (change.with_all([*parcels, Parcel(device.device, b"s")], kit), "invalid_call"),
+        (change.with_all(parcels * 2, kit), "invalid_call"),
+        (change.with_all([Parcel(world.device.device, bytes(513))], kit), "limit_exceeded"),
+        (change.with_all(parcels, kit * 2), "invalid_call"),
+        # A device that passes the account's request on cannot change what comes with it.
+        (replace(request, unlockers=[thieves]), "signature_refused"),
+        (replace(request, parcels=[Parcel(world.device.device, b"another")]), "signature_refused"),
+        (replace(request, ends=["password"]), "signature_refused"),
+        (replace(request, signature=foreign.request.signature), "signature_refused"),
+        # Nobody is to be locked out by an oversight.
+        (change.with_all([], kit), "invalid_call"),
+        (change.with_all(parcels, []), "invalid_call"),
+        (change.with_all(parcels, [], "password"), "invalid_call"),
     ):
         with pytest.raises(CallFailed, match=code):
-            await wire.call("account.rekem", request)
+            await wire.call("account.rekem", refused)
 
     assert await stores.directory.list(f"unlocker/{account}/") == before
     assert await stores.directory.list(f"parcel/{account}/") == {}
     await opened_by(world, world.kit)
+
+
+async def test_an_account_may_drop_its_kit_if_it_says_so(world):
+    wire, change = await world.open(), Change(world)
+
+    await wire.call("account.rekem", change.with_all(change.parcels, [], "recovery_kit"))
+
+    with pytest.raises(CallFailed, match="wrong_credentials"):
+        await opened_by(world, world.kit)
 
 
 async def test_a_rekem_comes_with_its_unlockers_or_not_at_all(world):

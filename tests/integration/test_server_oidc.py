@@ -143,7 +143,7 @@ async def test_who_knows_an_accounts_log_ties_neither_a_subject_nor_a_name_to_it
     wire, _ = await open_anonymous(server.port)
 
     for name in (world.name, "another"):
-        with pytest.raises(CallFailed, match="name_taken"):
+        with pytest.raises(CallFailed, match="signature_refused"):
             await wire.call("account.create", CreateAccount(name, page.entries, [forged], issuer.token("eve")))
 
     assert await wire.call("token.open", OpenToken(issuer.token("eve")), OpenTokenResult) == OpenTokenResult()

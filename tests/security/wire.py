@@ -17,7 +17,6 @@ from twinlock.protocol import codec, hpke, proofs
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import (
     AppendLog,
-    CreateAccount,
     CreatePending,
     CreatePendingResult,
     CreateSpace,
@@ -61,6 +60,7 @@ from twinlock.sealing import (
     space_genesis,
     wrap_member_key,
 )
+from twinlock.sealing.account_requests import sign_up_request
 
 Result = TypeVar("Result")
 FIRST = Epoch(1)
@@ -262,7 +262,9 @@ async def sign_up(url: str, name: str) -> Person:
         assert wire.challenge is not None
         server_id = proofs.server_id_of(wire.challenge.server_pk)
         unlocker = make_unlocker(person.kit, name, server_id, os.urandom, person.keys)
-        await wire.call("account.create", CreateAccount(name, person.entries, [unlocker]), LogHead)
+        await wire.call(
+            "account.create", sign_up_request(person.keys, server_id, name, person.entries, [unlocker]), LogHead
+        )
     return person
 
 

@@ -278,7 +278,8 @@ class Client:
         Args:
             device: any device of this account but this one, which signs out instead.
             stolen: whoever has it may read its disk: the account's keys are replaced as well, every space that this
-                account administers gets a new epoch, and `recovery_kit` shows a new kit, once.
+                account administers gets a new epoch, and `recovery_kit` shows a new kit, once. A password that opened
+                data (`password_unlock`) opens nothing any more until `set_password`.
 
         Raises:
             SudoNeededError: call `unlock` first.

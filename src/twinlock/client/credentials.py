@@ -10,10 +10,15 @@ from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.device_state import DeviceState
 from twinlock.client.sudo import Sudo
-from twinlock.errors import NotFoundError
-from twinlock.protocol.calls import Nothing, PutUnlocker, Unlocker
+from twinlock.errors import NotFoundError, RevisionError
+from twinlock.protocol.account_log import AccountState
+from twinlock.protocol.calls import Nothing, Unlocker
+from twinlock.protocol.limits import CLOCK_SKEW_MS_MAX
+from twinlock.sealing.account_requests import put_request
 from twinlock.sealing.identity import AccountKeys
 from twinlock.sealing.vault import RecoveryKit, kit_qr, make_unlocker
+
+PUT_TRIES_MAX = 5
 
 
 class KitKeeper(ABC):
@@ -90,8 +95,9 @@ class Credentials:
     async def put_new_kit(self) -> None:
         """Replace the kit by one that is yet to be shown."""
         self.sudo.keys()
-        kit, unlocker = self.make_kit(present_keys(self.sudo, await self._log.read()))
-        await self._connection.call("unlocker.put", PutUnlocker(unlocker), Nothing)
+        state = await self._log.read()
+        kit, unlocker = self.make_kit(present_keys(self.sudo, state))
+        await self._put(unlocker, state)
         self.took_kit(kit)
 
     def make_kit(self, keys: AccountKeys) -> tuple[RecoveryKit, Unlocker]:
@@ -127,12 +133,29 @@ class Credentials:
             SudoNeededError: the password was not given in the last 15 minutes.
             PasswordError: the new one is too short.
         """
-        keys, state = self.sudo.keys(), self._context.state
-        wrapped = None
+        keys, kept = self.sudo.keys(), self._context.state
+        state, wrapped = await self._log.read(), None
         if self._password_unlock:
-            wrapped = keys = present_keys(self.sudo, await self._log.read())
+            wrapped = keys = present_keys(self.sudo, state)
         unlocker = await asyncio.to_thread(
-            make_unlocker, password, state.home.name, state.home.server_id, self._context.entropy, wrapped
+            make_unlocker, password, kept.home.name, kept.home.server_id, self._context.entropy, wrapped
         )
-        await self._connection.call("unlocker.put", PutUnlocker(unlocker), Nothing)
-        state.put_sudo(await asyncio.to_thread(state.seal_sudo, keys, password))
+        await self._put(unlocker, state)
+        kept.put_sudo(await asyncio.to_thread(kept.seal_sudo, keys, password))
+
+    # Both
+
+    async def _put(self, unlocker: Unlocker, state: AccountState) -> None:
+        """Replace an unlocker on the server, by the account's signed word."""
+        server_id, time_ms = self._context.state.home.server_id, self._context.clock.now_ms()
+        for _ in range(PUT_TRIES_MAX):
+            request = put_request(self.sudo.keys(), server_id, state, time_ms, unlocker)
+            try:
+                await self._connection.call("unlocker.put", request, Nothing)
+                return
+            except RevisionError as exc:
+                # Another device's clock is ahead, and its unlocker was put a moment ago: this one is newer.
+                if not 0 < exc.retry_after_ms <= CLOCK_SKEW_MS_MAX:
+                    raise
+                time_ms += exc.retry_after_ms
+        raise RevisionError("others replace it at the same time, again and again")

@@ -29,6 +29,7 @@ from twinlock.protocol.calls import (
 from twinlock.protocol.client import ClientIdentity, ClientSession, Replied
 from twinlock.protocol.device_calls import OpenToken, OpenTokenResult
 from twinlock.protocol.names import account_name
+from twinlock.sealing.account_requests import sign_up_request
 from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
 from twinlock.sealing.suite import Entropy
 from twinlock.sealing.vault import RecoveryKit, check_password, kind_of, make_unlocker, open_wrapped, unlock
@@ -148,7 +149,7 @@ def new_account(
     elif password is not None:
         wrapped = account_keys if options.password_unlock else None
         unlockers.append(make_unlocker(password, name, server_id, entropy, wrapped))
-    request = CreateAccount(name, entries, unlockers, token)
+    request = sign_up_request(account_keys, server_id, name, entries, unlockers, token)
     return Enrolment(server_id, name, account_keys, entries, kit), request
 
 

@@ -26,14 +26,16 @@ from twinlock.errors import InvalidCallError, LogConflictError, TwinlockError
 from twinlock.ids import ID_BYTES, Counter, DeviceId
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import LogHead, SignedEntry
-from twinlock.protocol.device_calls import Parcel, Rekem
+from twinlock.protocol.device_calls import Parcel
 from twinlock.protocol.signed_log import Body
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.protocol.space_rules import replay_space
+from twinlock.sealing.account_requests import rekem_request
 from twinlock.sealing.identity import AccountKeys, rekem_entry, revoke_entry
 from twinlock.sealing.pairing import seal_parcel
 from twinlock.sealing.space_entries import cutoff_entry, member_kem_entry
 from twinlock.sealing.suite import SECRET_BYTES
+from twinlock.sealing.vault import KIND_PASSWORD
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +130,9 @@ class Revoker:
             new_keys = keys.with_kem(X25519PrivateKey.from_private_bytes(self._context.entropy(SECRET_BYTES)))
             kit, unlocker = self._credentials.make_kit(new_keys)
             entries = _rekem_entries(keys, new_keys, state, device)
-            request = Rekem(state.seq, entries, _parcels(new_keys, replay_account(entries, state)), [unlocker])
+            parcels, server_id = _parcels(new_keys, replay_account(entries, state)), self._context.state.home.server_id
+            # A password that opened the old keys ends with them: only its person could wrap the new ones by it.
+            request = rekem_request(keys, server_id, state, entries, parcels, [unlocker], [KIND_PASSWORD])
             try:
                 await self._connection.call("account.rekem", request, LogHead)
             except LogConflictError:

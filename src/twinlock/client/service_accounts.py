@@ -28,6 +28,7 @@ from twinlock.client.transport import parse_address
 from twinlock.errors import ApprovalNeededError, CredentialsError, KeyFileError, RecoveryKitError
 from twinlock.protocol.calls import CreateAccount
 from twinlock.protocol.names import account_name
+from twinlock.sealing.account_requests import sign_up_request
 from twinlock.sealing.identity import AccountKeys, account_genesis
 from twinlock.sealing.vault import RecoveryKit, make_unlocker
 
@@ -180,7 +181,8 @@ async def _request(
 ) -> CreateAccount:
     token = await options.token() if options.token is not None else ""
     unlocker = make_unlocker(kit, name, session.server_id, options.entropy, keys)
-    return CreateAccount(name, [account_genesis(keys, options.entropy)], [unlocker], token)
+    genesis = account_genesis(keys, options.entropy)
+    return sign_up_request(keys, session.server_id, name, [genesis], [unlocker], token)
 
 
 async def _enrol(

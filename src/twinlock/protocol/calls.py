@@ -39,12 +39,14 @@ class CreateAccount(msgspec.Struct, frozen=True):
     """`account.create` (anonymous): a new account with its log (genesis and first device) and unlockers.
 
     Its `token`, of the application's own issuer, leads to the account from then on; a server may ask for one.
+    `signature` is the account's, over `sign_up_message`: others may know its log, but bring it no unlockers.
     """
 
     name: str
     entries: list[SignedEntry]
     unlockers: list[Unlocker]
     token: str = ""
+    signature: bytes = b""
 
     def __repr__(self) -> str:
         return f"CreateAccount({self.name!r}, hidden)"
@@ -85,9 +87,15 @@ class OpenUnlockerResult(msgspec.Struct, frozen=True):
 
 
 class PutUnlocker(msgspec.Struct, frozen=True):
-    """`unlocker.put`: replace the account's unlocker of that kind (a new password, a new kit)."""
+    """`unlocker.put`: replace the account's unlocker of that kind (a new password, a new kit).
+
+    `signature` is the account's, over `unlocker_put_message`: a device alone, perhaps a stolen one, replaces nothing.
+    `time_ms` is newer than that of the unlocker it replaces, so that an older request cannot be repeated.
+    """
 
     unlocker: Unlocker
+    time_ms: int
+    signature: bytes
 
 
 class KeyringRow(msgspec.Struct, frozen=True, array_like=True):

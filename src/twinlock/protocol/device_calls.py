@@ -119,14 +119,17 @@ class Rekem(msgspec.Struct, frozen=True):
 
     `entries` grow the account's log after `expect_seq` and end with a `rekem` (a `revoke` may stand before it);
     `parcels` bring the key to the devices that stay; `unlockers` take the place of those that wrap the old key, so
-    that old kits open nothing any more. All of it holds from the moment when the log has the entries; repeating the
-    call after a lost reply is fine.
+    that old kits open nothing any more, or end without another if `ends` names their kind. All of it holds from the
+    moment when the log has the entries; repeating the call after a lost reply is fine. `signature` is the account's,
+    over `rekem_message`: nobody attaches a parcel or an unlocker of their own to these entries.
     """
 
     expect_seq: int
     entries: list[SignedEntry]
     parcels: list[Parcel]
     unlockers: list[Unlocker]
+    ends: list[str]
+    signature: bytes
 
 
 class TakeParcel(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from twinlock.errors import (
     InvalidCallError,
     LimitExceededError,
     LogInvalidError,
+    NameTakenError,
     NotSignedInError,
     RoleError,
     UnknownSpaceError,
@@ -81,10 +82,15 @@ class Accounts:
         if not request.unlockers:
             raise InvalidCallError("an account without an unlocker")
         check_unlockers(request.unlockers)
-        account = replay_account(request.entries).account
+        began = replay_account(request.entries)
+        account = began.account
+        # Whoever knows an account's log could otherwise bring it a password of their own.
+        self._unlockers.check_sign_up(began, name, request)
         subject = await self._sign_in.subject_of_sign_up(request.token)
         await self._names.reserve(name, subject, account)
         state = await self._authority.append(account, 0, request.entries)
+        if state.kem_pk != began.kem_pk:
+            raise NameTakenError("the account has changed its keys since")
         for unlocker in request.unlockers:
             await self._unlockers.store_first(state, unlocker)
         await self._names.check_reserved(name, subject, account)

@@ -62,7 +62,7 @@ def build_people(
     revocations = Tries(10 * settings.unlocker_tries_per_min, now_ms)
     devices = DeviceBook(directory, authority, presence, revocations, now_ms)
     pairings = Pairings(directory, authority, names, stores.secrets.server_id, settings.pairing_tries_per_min, now_ms)
-    rekeming = Rekeming(directory, authority, unlockers, forget_sign_ins)
+    rekeming = Rekeming(directory, authority, unlockers, stores.secrets.server_id, forget_sign_ins)
     methods: dict[str, Method] = {}
     for part in (accounts, unlockers, sign_in, devices, pairings, rekeming):
         methods.update(part.methods())

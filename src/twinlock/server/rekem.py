@@ -17,6 +17,8 @@ from twinlock.ids import AccountId
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import LogHead
 from twinlock.protocol.device_calls import Parcel, Rekem, TakeParcel, TakeParcelResult
+from twinlock.protocol.proofs import verify
+from twinlock.protocol.unlocker_proofs import rekem_message
 from twinlock.server.accounts import check_entries
 from twinlock.server.authorize import Authority, device_of
 from twinlock.server.methods import Method
@@ -33,12 +35,20 @@ class Rekeming:
     looked for under the key that the log says. A crash leaves either all of the old or all of the new.
     """
 
-    __slots__ = ("_authority", "_directory", "_sign_out", "_unlockers")
+    __slots__ = ("_authority", "_directory", "_server_id", "_sign_out", "_unlockers")
 
-    def __init__(self, directory: Directory, authority: Authority, unlockers: Unlockers, sign_out: SignOut) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        authority: Authority,
+        unlockers: Unlockers,
+        server_id: bytes,
+        sign_out: SignOut,
+    ) -> None:
         self._directory = directory
         self._authority = authority
         self._unlockers = unlockers
+        self._server_id = server_id
         self._sign_out = sign_out
 
     def methods(self) -> dict[str, Method]:
@@ -55,7 +65,9 @@ class Rekeming:
         # The entries are verified before anything is stored: only who has `account_sign` gets further.
         before, after, is_repeated = await self._states(account, request)
         _check_parcels(request.parcels, after)
-        records = await self._unlockers.records_for(before, after, request.unlockers)
+        # So is what comes with them: any device of the account may read the entries, and repeat them.
+        verify(after.sign_pk, request.signature, self._message(request, after))
+        records = await self._unlockers.records_for(before, after, request.unlockers, request.ends)
         records.update({_parcel_key(after, parcel.device): parcel.sealed for parcel in request.parcels})
         old = [*await self._directory.list(f"unlocker/{account.hex()}/"), *await self._directory.list(_prefix(account))]
         await self._store(records, only_missing=is_repeated)
@@ -93,6 +105,10 @@ class Rekeming:
             raise InvalidCallError("the entries do not end with a rekem")
         return before, after, len(held) == len(request.entries)
 
+    def _message(self, request: Rekem, after: AccountState) -> bytes:
+        parcels, unlockers, ends = request.parcels, request.unlockers, request.ends
+        return rekem_message(self._server_id, after.account, after.head, parcels, unlockers, ends)
+
     async def _store(self, records: Mapping[str, bytes], *, only_missing: bool) -> None:
         """Store records; where the log has the entries already, only what a crash or a restore has left out."""
         for key, value in records.items():
@@ -108,8 +124,8 @@ class Rekeming:
 
 def _check_parcels(parcels: list[Parcel], after: AccountState) -> None:
     devices = {parcel.device for parcel in parcels}
-    if len(devices) < len(parcels) or not devices <= after.devices.keys():
-        raise InvalidCallError("a parcel for a device that the account does not have, or two for one")
+    if len(devices) < len(parcels) or devices != after.devices.keys():
+        raise InvalidCallError("there is to be one parcel for each device that stays, and for no other")
     if any(len(parcel.sealed) > SEALED_BYTES_MAX for parcel in parcels):
         raise LimitExceededError(f"a parcel of more than {SEALED_BYTES_MAX} bytes")
 

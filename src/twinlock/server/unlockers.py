@@ -12,11 +12,18 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from twinlock.contracts import Directory
-from twinlock.errors import CredentialsError, InvalidCallError, NameTakenError, RevisionError
+from twinlock.contracts import Directory, Record
+from twinlock.errors import (
+    ClockSkewError,
+    CredentialsError,
+    InvalidCallError,
+    NameTakenError,
+    RevisionError,
+)
 from twinlock.ids import AccountId
 from twinlock.protocol.account_log import AccountState
 from twinlock.protocol.calls import (
+    CreateAccount,
     Nothing,
     OpenUnlocker,
     OpenUnlockerResult,
@@ -26,7 +33,10 @@ from twinlock.protocol.calls import (
     UnlockerParamsResult,
 )
 from twinlock.protocol.labels import label
+from twinlock.protocol.limits import CLOCK_SKEW_MS_MAX
 from twinlock.protocol.names import account_name
+from twinlock.protocol.proofs import verify
+from twinlock.protocol.unlocker_proofs import sign_up_message, unlocker_put_message
 from twinlock.server.authorize import Authority, device_of
 from twinlock.server.methods import Method
 from twinlock.server.names import Names
@@ -40,6 +50,7 @@ UNLOCKER_FAKES = {"password": ("pbkdf2-sha256", 1_000_000), "recovery_kit": ("hk
 
 SALT_BYTES = 16
 UNLOCKERS_MAX = 8
+ITERATIONS_MAX = (1 << 32) - 1
 _FIELD_BYTES_MAX = 1024
 
 SignOut = Callable[[AccountId], None]
@@ -47,13 +58,17 @@ SignOut = Callable[[AccountId], None]
 
 
 class StoredUnlocker(msgspec.Struct, frozen=True):
-    """An unlocker as the directory holds it: `verifier` is the keyed hash of the secret's `auth_key`."""
+    """An unlocker as the directory holds it: `verifier` is the keyed hash of the secret's `auth_key`.
+
+    `put_ms` is the time that the account signed when it put it; 0 if it came with the account or with its `kem` key.
+    """
 
     kdf: str
     salt: bytes
     iterations: int
     verifier: bytes
     wrapped: bytes
+    put_ms: int = 0
 
 
 _decode_unlocker = msgspec.msgpack.Decoder(StoredUnlocker).decode
@@ -62,7 +77,7 @@ _decode_unlocker = msgspec.msgpack.Decoder(StoredUnlocker).decode
 class Unlockers:
     """Keeps unlockers, and answers the calls about them."""
 
-    __slots__ = ("_addresses", "_authority", "_directory", "_names", "_secrets", "_sign_out", "_tries")
+    __slots__ = ("_addresses", "_authority", "_directory", "_names", "_now_ms", "_secrets", "_sign_out", "_tries")
 
     def __init__(
         self,
@@ -79,6 +94,7 @@ class Unlockers:
         self._names = names
         self._secrets = secrets
         self._sign_out = sign_out
+        self._now_ms = now_ms
         self._tries = Tries(settings.unlocker_tries_per_min, now_ms)
         # One address may stand for an office, so it gets more tries than one name.
         self._addresses = Tries(10 * settings.unlocker_tries_per_min, now_ms)
@@ -90,6 +106,15 @@ class Unlockers:
             "unlocker.open": Method(OpenUnlocker, self._open),
             "unlocker.put": Method(PutUnlocker, self._put),
         }
+
+    def check_sign_up(self, began: AccountState, name: str, request: CreateAccount) -> None:
+        """Check that the account itself brings these unlockers.
+
+        Raises:
+            SignatureError: it does not.
+        """
+        message = sign_up_message(self._secrets.server_id, began.account, name, request.unlockers)
+        verify(began.sign_pk, request.signature, message)
 
     async def store_first(self, state: AccountState, unlocker: Unlocker) -> None:
         """Store an unlocker of a new account, or find that this very one was stored before a crash.
@@ -107,16 +132,25 @@ class Unlockers:
             if record is None or not hmac.compare_digest(record.value, stored):
                 raise NameTakenError from exc
 
-    async def records_for(self, before: AccountState, after: AccountState, new: Sequence[Unlocker]) -> dict[str, bytes]:
+    async def records_for(
+        self, before: AccountState, after: AccountState, new: Sequence[Unlocker], ends: Sequence[str]
+    ) -> dict[str, bytes]:
         """Return the records that unlockers get under a coming `kem` key, by their keys in the directory.
 
         An unlocker that only signs in goes on with the account; one that wraps the old key is replaced or ends.
+
+        Raises:
+            InvalidCallError: one that wraps the old key is not replaced, and `ends` does not name its kind.
         """
         records = {unlocker_key(after, unlocker.kind): self._stored(unlocker) for unlocker in new}
         for kind in UNLOCKER_FAKES:
-            record = await self._directory.get(unlocker_key(before, kind))
-            if record is not None and not _decode_unlocker(record.value).wrapped:
-                records.setdefault(unlocker_key(after, kind), record.value)
+            record, key = await self._directory.get(unlocker_key(before, kind)), unlocker_key(after, kind)
+            if record is None or key in records:
+                continue
+            if not _decode_unlocker(record.value).wrapped:
+                records[key] = record.value
+            elif kind not in ends:
+                raise InvalidCallError(f"the {kind} would end: replace it, or name it in `ends`")
         return records
 
     async def _params(self, peer: Peer, request: UnlockerParams) -> UnlockerParamsResult:
@@ -142,16 +176,31 @@ class Unlockers:
         return OpenUnlockerResult(account, stored.wrapped, entries)
 
     async def _put(self, peer: Peer, request: PutUnlocker) -> Nothing:
+        """Replace an unlocker by the word of the account; a device's own word, if it was stolen, is the thief's."""
         check_unlockers([request.unlocker])
         state = await self._authority.account(device_of(peer).account)
-        await self._directory.put(unlocker_key(state, request.unlocker.kind), self._stored(request.unlocker))
+        self._check_put(state, request)
+        key, stored = unlocker_key(state, request.unlocker.kind), self._stored(request.unlocker, request.time_ms)
+        record = await self._directory.get(key)
+        if record is None or record.value != stored:
+            _check_newer(request.time_ms, record)
+            await self._directory.put(key, stored, expect_revision=record.revision if record is not None else 0)
         # Whoever came in by the secret that was replaced has to come again.
         self._sign_out(state.account)
+        if (await self._authority.account(state.account)).kem_pk != state.kem_pk:
+            raise RevisionError("the account has changed its keys meanwhile, and its unlockers with them")
         return Nothing()
 
-    def _stored(self, unlocker: Unlocker) -> bytes:
+    def _check_put(self, state: AccountState, request: PutUnlocker) -> None:
+        if not 0 < request.time_ms <= self._now_ms() + CLOCK_SKEW_MS_MAX:
+            raise ClockSkewError("an unlocker from the future")
+        server_id, unlocker = self._secrets.server_id, request.unlocker
+        message = unlocker_put_message(server_id, state.account, state.kem_pk, request.time_ms, unlocker)
+        verify(state.sign_pk, request.signature, message)
+
+    def _stored(self, unlocker: Unlocker, put_ms: int = 0) -> bytes:
         verifier = self._secrets.keyed_hash(unlocker.auth_key)
-        stored = StoredUnlocker(unlocker.kdf, unlocker.salt, unlocker.iterations, verifier, unlocker.wrapped)
+        stored = StoredUnlocker(unlocker.kdf, unlocker.salt, unlocker.iterations, verifier, unlocker.wrapped, put_ms)
         return msgspec.msgpack.encode(stored)
 
     async def _unlocker_of(self, name: str, kind: str) -> tuple[AccountId | None, StoredUnlocker]:
@@ -194,3 +243,12 @@ def check_unlockers(unlockers: Sequence[Unlocker]) -> None:
         fields = (unlocker.kdf, unlocker.salt, unlocker.auth_key, unlocker.wrapped)
         if any(len(field) > _FIELD_BYTES_MAX for field in fields) or not unlocker.auth_key:
             raise InvalidCallError("an unlocker's field is too long or missing")
+        if not 0 <= unlocker.iterations <= ITERATIONS_MAX:
+            raise InvalidCallError("an unlocker's iterations are out of range")
+
+
+def _check_newer(time_ms: int, record: Record | None) -> None:
+    """Check that a put is newer than what it replaces: a device may have seen, and kept, an older one."""
+    put_ms = _decode_unlocker(record.value).put_ms if record is not None else 0
+    if time_ms <= put_ms:
+        raise RevisionError("a newer one was put already", retry_after_ms=put_ms - time_ms + 1)
