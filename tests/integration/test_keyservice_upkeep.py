@@ -1,6 +1,7 @@
 """What a key service does over time: root keys rotate and die, shredded spaces stay shredded."""
 
 import asyncio
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -61,6 +62,11 @@ def versions(folder) -> list[int]:
 def rows(folder, sql: str) -> list:
     with closing(sqlite3.connect(folder / "keyservice.db")) as database, database:
         return database.execute(sql).fetchall()
+
+
+def on_disk(folder) -> bytes:
+    """Every byte of the database and of its journal."""
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("keyservice.db*")))
 
 
 async def events(keys) -> list[str]:
@@ -305,6 +311,45 @@ class TestShredding:
         assert (await events(again))[-2:] == ["purged", "denied"]
         assert (await again.append_log(space.log, 0, space.entries)).seq == len(space.entries)
         assert (await again.verify_ledger()).intact
+        await again.close()
+
+    async def test_the_disk_holds_a_shredded_key_nowhere_while_the_service_goes_on(self, keys, folder):
+        space, other = await opened(keys, epochs=2), await opened(keys)
+        wrapped = [row[0] for row in rows(folder, "SELECT wrapped FROM keys ORDER BY epoch")]
+        assert all(key in on_disk(folder) for key in wrapped)
+
+        await space.shred(keys)
+
+        kept = [row[0] for row in rows(folder, "SELECT wrapped FROM keys")]
+        assert [key for key in wrapped if key in on_disk(folder)] == kept
+        assert len((await lease(keys, other.owner, other.id, 1)).grants) == 1
+
+    async def test_somebody_who_reads_the_database_only_delays_that(self, keys, folder):
+        space = await opened(keys)
+        [(wrapped,)] = rows(folder, "SELECT wrapped FROM keys")
+        with closing(sqlite3.connect(folder / "keyservice.db")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM keys").fetchone()
+            await space.shred(keys)
+            assert wrapped in on_disk(folder)
+
+        await keys.tend(NOW_MS)
+
+        assert wrapped not in on_disk(folder)
+
+    async def test_what_a_kill_left_of_it_goes_with_the_next_start(self, keys, folder, tmp_path):
+        space = await opened(keys)
+        [(wrapped,)] = rows(folder, "SELECT wrapped FROM keys")
+        with closing(sqlite3.connect(folder / "keyservice.db")) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM keys").fetchone()
+            await space.shred(keys)
+            shutil.copytree(folder, tmp_path / "killed")
+        assert wrapped in on_disk(tmp_path / "killed")
+
+        again = open_keys(tmp_path / "killed")
+
+        assert wrapped not in on_disk(tmp_path / "killed")
         await again.close()
 
     async def test_only_an_owner_shreds(self, keys):

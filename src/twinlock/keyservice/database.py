@@ -14,6 +14,7 @@ import msgspec
 from twinlock.errors import StoreError, UpdateNeededError
 
 SCHEMA_VERSION = 2
+BUSY_TIMEOUT_MS = 5_000
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE entries (
@@ -121,6 +122,17 @@ def meta(connection: sqlite3.Connection, name: str) -> bytes:
     """Return a value that is there since the database was made."""
     (value,) = connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
     return bytes(value)
+
+
+def truncate_journal(connection: sqlite3.Connection) -> bool:
+    """Bring everything into the database itself and empty the write-ahead log; return whether nobody was in the way."""
+    # Whoever waits for a lease does not wait for a reader.
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        (is_busy, _, _) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return not is_busy
 
 
 def _prepare(connection: sqlite3.Connection) -> int:

@@ -22,12 +22,14 @@ PENDING_KEPT_MS = 24 * 3_600_000
 class KeyStore:
     """Reads and writes inside the caller's transaction."""
 
-    __slots__ = ("_connection", "_id", "_wrapper")
+    __slots__ = ("_connection", "_id", "_wrapper", "has_deleted")
 
     def __init__(self, connection: sqlite3.Connection, wrapper: KeyWrapper, keyservice_id: bytes) -> None:
         self._connection = connection
         self._wrapper = wrapper
         self._id = keyservice_id
+        self.has_deleted = True
+        """Whether keys of a space were deleted that may still lie in the write-ahead log, as a crash may leave some."""
 
     def get(self, space: SpaceId, epochs: Iterable[Epoch]) -> dict[Epoch, ServiceKey]:
         """Return the service keys of those of the epochs that there are.
@@ -92,6 +94,7 @@ class KeyStore:
         """Delete every key of a space, and return how many there were."""
         keys = self._connection.execute("DELETE FROM keys WHERE space = ?", (space,))
         pending = self._connection.execute("DELETE FROM pending WHERE space = ?", (space,))
+        self.has_deleted = True
         return keys.rowcount + pending.rowcount
 
     def note_denied(self, space: SpaceId) -> None:

@@ -11,7 +11,7 @@ from twinlock.contracts.keys import Asking, KeyService
 from twinlock.errors import StoreError
 from twinlock.ids import LogId, SpaceId
 from twinlock.keyservice.custody import Custody
-from twinlock.keyservice.database import SCHEMA_VERSION, lock_database, meta, open_database
+from twinlock.keyservice.database import SCHEMA_VERSION, lock_database, meta, open_database, truncate_journal
 from twinlock.keyservice.deny_list import DenyList
 from twinlock.keyservice.key_store import KeyStore
 from twinlock.keyservice.ledger import Ledger, LedgerRecord, LedgerReport
@@ -91,12 +91,13 @@ class LocalKeyService(KeyService):
             self._custody = Custody(self._logs, self._keys, self._ledger, self._gate, denied)
             self._custody.apply_deny_list(now_ms())
             connection.execute("COMMIT")
+            self._scrub()
         except BaseException:
             connection.close()
             if self._own_wrapper is not None:
                 self._own_wrapper.close()
             raise
-        self._worker = Worker(connection, self._forget)
+        self._worker = Worker(connection, self._forget, self._scrub)
 
     @classmethod
     def open(
@@ -222,6 +223,14 @@ class LocalKeyService(KeyService):
     def _forget_old(self, now_ms: int) -> None:
         self._keys.forget_pending(now_ms)
         self._gate.forget_nonces(now_ms)
+
+    def _scrub(self) -> None:
+        """Let no page that held a deleted key stay in the write-ahead log: `secure_delete` empties the database alone.
+
+        Somebody who reads the database at this moment, as a backup does, stands in the way; then it is tried again.
+        """
+        if self._keys.has_deleted:
+            self._keys.has_deleted = not truncate_journal(self._connection)
 
     def _forget(self) -> None:
         self._logs.forget()

@@ -36,12 +36,19 @@ class _Task(Generic[T]):
 class Worker:
     """Runs calls one after the other; each answer is given once everything it wrote is durable."""
 
-    __slots__ = ("_closed", "_connection", "_forget", "_queue", "_thread", "_waiting_count")
+    __slots__ = ("_closed", "_connection", "_forget", "_queue", "_scrub", "_thread", "_waiting_count")
 
-    def __init__(self, connection: sqlite3.Connection, forget: Callable[[], None]) -> None:
-        """`forget` is called when a transaction failed: what memory holds of it is void."""
+    def __init__(self, connection: sqlite3.Connection, forget: Callable[[], None], scrub: Callable[[], None]) -> None:
+        """Begin to work.
+
+        Args:
+            connection: the database; used from no other thread from now on.
+            forget: called when a transaction failed: what memory holds of it is void.
+            scrub: called after each transaction, before its answers are given: what was deleted leaves the disk.
+        """
         self._connection = connection
         self._forget = forget
+        self._scrub = scrub
         self._queue: SimpleQueue[_Task[Any] | None] = SimpleQueue()
         self._waiting_count = 0
         self._closed = False
@@ -109,6 +116,11 @@ class Worker:
             self._roll_back()
             for task in group:
                 task.error = _failure(exc)
+        try:
+            self._scrub()
+        except sqlite3.Error:
+            # What was answered is durable all the same; it is tried again after the next transaction.
+            logger.exception("what was deleted could not be taken off the disk")
         try:
             group[0].future.get_loop().call_soon_threadsafe(self._finish, group)
         except RuntimeError:
