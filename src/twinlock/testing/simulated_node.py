@@ -307,6 +307,7 @@ class Node:
         self.dispatcher: Dispatcher
         self._connections: set[SimulatedConnection] = set()
         self._life: asyncio.Task[None] | None = None
+        self._is_serving = False
         self._heartbeat: Heartbeat
 
     async def start(self) -> None:
@@ -314,6 +315,7 @@ class Node:
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live(started), name="node")
         await started
+        self._is_serving = True
 
     async def restart(self) -> None:
         """Begin a life unless there is one."""
@@ -323,6 +325,7 @@ class Node:
     async def kill(self) -> None:
         """End this life wherever it stands; nothing is said to anybody."""
         life, self._life = self._life, None
+        self._is_serving = False
         if life is None:
             return
         life.cancel()
@@ -339,7 +342,7 @@ class Node:
         @asynccontextmanager
         async def dial(address: Address) -> AsyncIterator[Transport]:
             await asyncio.sleep(chance.choice(LATENCIES_S))
-            if self._life is None or name in self.cut_off:
+            if not self._is_serving or name in self.cut_off:
                 raise OfflineError("nobody answers")
             connection = SimulatedConnection(self, chance.randbytes(32), name)
             self._connections.add(connection)
@@ -362,7 +365,7 @@ class Node:
         """Note that a connection has ended."""
         self._connections.discard(connection)
         self._heartbeat.closed(connection)
-        if self._life is not None:
+        if self._is_serving:
             self.dispatcher.gone(connection)
 
     async def _live(self, started: asyncio.Future[None]) -> None:
