@@ -119,7 +119,7 @@ class Hand:
         return sealer.seal(kind, payload, keys, *place)
 
     def sealed_in_the_name_of(self, device: DeviceId, payload: bytes, after: tuple[int, bytes]) -> bytes:
-        """Seal under another device's key, which every member derives, and sign as oneself: the best forgery there is."""
+        """Seal under another device's key, which every member derives, and sign as oneself: more cannot be forged."""
         keys, padded, nonce = self.keys[Epoch(1)], pad(payload), os.urandom(12)
         place = (Counter(after[0] + 1), 0, self.log.head_prefix, EnvelopeId(after[1]))
         header = Header(Kind.CHANGE, Epoch(1), self.space, device, *place, nonce, len(padded) + TAG_BYTES).pack()
