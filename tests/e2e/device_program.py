@@ -19,6 +19,7 @@ class Device:
 
     def __init__(self) -> None:
         self._db: Any = None
+        self._space = SPACE
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def sign_up(self, url: str, name: str, password: str, profile: str) -> str:
@@ -35,6 +36,26 @@ class Device:
     async def open(self, profile: str) -> None:
         """Open a profile that is there."""
         self._db = await twinlock.connect(profile=Path(profile))
+
+    async def join(self, link: str) -> None:
+        """Join the space of an invite link, and go on in it."""
+        await self.use((await self._db.join(link)).id)
+
+    async def use(self, space: str) -> None:
+        """Go on in another space."""
+        self._space = space
+
+    async def safety_code(self, member: str) -> str:
+        """Return the digits that a member must see too."""
+        return str(await self._db.space(self._space).safety_code(member))
+
+    async def verify(self, member: str, code: str) -> None:
+        """Compare the digits that a member reads out."""
+        await self._db.space(self._space).verify(member, code)
+
+    async def ended(self) -> list[str]:
+        """Return why spaces are no longer here."""
+        return [str(end.reason) for end in self._db.ended_spaces()]
 
     async def put(self, collection: str, id: str, data: dict[str, Any]) -> None:
         """Write a document."""
@@ -85,7 +106,7 @@ class Device:
             number += 1
 
     def _collection(self, name: str) -> Any:
-        return self._db.space(SPACE).collection(name)
+        return self._db.space(self._space).collection(name)
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
