@@ -68,6 +68,7 @@ class Courier(Peer):
         """Others who look at the clock whenever this does."""
 
         self.runtimes: dict[SpaceId, SpaceRuntime] = {}
+        self._opening: dict[SpaceId, asyncio.Lock] = {}
 
     # Life
 
@@ -483,8 +484,9 @@ class Courier(Peer):
         Raises:
             UnknownSpaceError, RemovedError, ShreddedError, ApprovalPendingError: the account has no part in it (yet).
         """
-        known = self.runtimes.get(space)
-        return known or self.add(await self._logs.new_space(space))
+        async with self._opening.setdefault(space, asyncio.Lock()):  # Who joins is told of the space as well.
+            known = self.runtimes.get(space)
+            return known or self.add(await self._logs.new_space(space))
 
     @property
     def is_connected(self) -> bool:

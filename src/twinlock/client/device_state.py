@@ -186,8 +186,15 @@ class DeviceState:
 
     def put_account_log(self, account: AccountId, entries: Sequence[SignedEntry]) -> None:
         """Keep an account's log; a shorter one than is known, that was read before it grew, changes nothing."""
-        if len(entries) >= len(self.account_log(account)):
-            self._put({f"account-log/{account.hex()}": entries})
+        self.put_account_logs({account: entries})
+
+    def put_account_logs(self, logs: Mapping[AccountId, Sequence[SignedEntry]]) -> None:
+        """Keep the logs of several accounts in one step."""
+        grown = {
+            account: entries for account, entries in logs.items() if len(entries) >= len(self.account_log(account))
+        }
+        if grown:
+            self._put({f"account-log/{account.hex()}": entries for account, entries in grown.items()})
 
     def spaces(self) -> list[SpaceId]:
         """Return the spaces whose logs are kept."""

@@ -9,7 +9,7 @@ import msgspec
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.endings import check_goes_on, error_of_end, reason_of_end
-from twinlock.client.member_logs import MemberLogs
+from twinlock.client.member_logs import AccountRead, MemberLogs
 from twinlock.client.parcels import ParcelTaker
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.errors import (
@@ -49,7 +49,7 @@ class LogReader:
         self._context = context
         self._connection = connection
         self._parcels = ParcelTaker(context, connection)
-        self._members = MemberLogs(self._account)
+        self._members = MemberLogs(self._read_log, self._keep_logs)
 
     async def spaces(self) -> list[SpaceId]:
         """Return the spaces of this account."""
@@ -145,6 +145,11 @@ class LogReader:
         return True
 
     async def _account(self, account: AccountId) -> AccountState:
+        read = await self._read_log(account)
+        await self._keep_logs([read])
+        return read.state
+
+    async def _read_log(self, account: AccountId) -> AccountRead:
         known = self._context.state.account_log(account)
         entries = await self._fresh("account", account, known)
         try:
@@ -153,11 +158,13 @@ class LogReader:
             raise LogForkError(f"what follows entry {len(known)} of an account's log does not fit to it") from exc
         if state.account != account:
             raise LogInvalidError("the log is another account's")
-        if entries:
-            self._context.state.put_account_log(account, [*known, *entries])
-        # Before anything is opened that may be wrapped to a new key of this account.
-        await self._parcels.follow(state)
-        return state
+        return AccountRead(state, [*known, *entries], bool(entries))
+
+    async def _keep_logs(self, reads: Sequence[AccountRead]) -> None:
+        self._context.state.put_account_logs({read.state.account: read.entries for read in reads if read.is_new})
+        for read in reads:
+            # Before anything is opened that may be wrapped to a new key of this account.
+            await self._parcels.follow(read.state)
 
     async def _fresh(self, kind: str, log: bytes, known: Sequence[SignedEntry]) -> list[SignedEntry]:
         """Return all entries of a log after those that are known, page by page.

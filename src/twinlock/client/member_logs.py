@@ -11,6 +11,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
+import msgspec
+
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.unknowns import unknown_devices
 from twinlock.errors import NotFoundError, RateLimitedError, RoleError, UnknownSpaceError
@@ -24,16 +26,27 @@ logger = logging.getLogger(__name__)
 ACCOUNTS_AT_ONCE = 16
 RETRY_MS = 1_000
 
-ReadAccount = Callable[[AccountId], Awaitable[AccountState]]
+
+class AccountRead(msgspec.Struct, frozen=True):
+    """An account's whole log as it was just read and verified, and whether anything of it is new here."""
+
+    state: AccountState
+    entries: list[SignedEntry]
+    is_new: bool
+
+
+ReadAccount = Callable[[AccountId], Awaitable[AccountRead]]
+KeepAccounts = Callable[[Sequence[AccountRead]], Awaitable[None]]
 
 
 class MemberLogs:
-    """Reads account logs into the keyrings of spaces."""
+    """Reads account logs into the keyrings of spaces; a group is kept in one step: each waits for the disk."""
 
-    __slots__ = ("_read",)
+    __slots__ = ("_keep", "_read")
 
-    def __init__(self, read: ReadAccount) -> None:
+    def __init__(self, read: ReadAccount, keep: KeepAccounts) -> None:
         self._read = read
+        self._keep = keep
 
     async def fill(self, runtime: SpaceRuntime) -> bool:
         """Fetch what is needed now; return whether anything is new."""
@@ -55,11 +68,13 @@ class MemberLogs:
         for start in range(0, len(accounts), ACCOUNTS_AT_ONCE):
             group = accounts[start : start + ACCOUNTS_AT_ONCE]
             reads = [self._patiently(account) for account in group]
-            for account, found in zip(group, await asyncio.gather(*reads, return_exceptions=True), strict=True):
+            results = await asyncio.gather(*reads, return_exceptions=True)
+            await self._keep([found for found in results if isinstance(found, AccountRead)])
+            for account, found in zip(group, results, strict=True):
                 is_new = _install(runtime, account, found) or is_new
         return is_new
 
-    async def _patiently(self, account: AccountId) -> AccountState:
+    async def _patiently(self, account: AccountId) -> AccountRead:
         while True:
             try:
                 return await self._read(account)
@@ -67,7 +82,7 @@ class MemberLogs:
                 await asyncio.sleep(max(exc.retry_after_ms, RETRY_MS) / 1000)
 
 
-def _install(runtime: SpaceRuntime, account: AccountId, found: AccountState | BaseException) -> bool:
+def _install(runtime: SpaceRuntime, account: AccountId, found: AccountRead | BaseException) -> bool:
     keyring = runtime.keyring
     if isinstance(found, BaseException):
         is_denied = isinstance(found, NotFoundError | UnknownSpaceError | RoleError)
@@ -76,10 +91,10 @@ def _install(runtime: SpaceRuntime, account: AccountId, found: AccountState | Ba
         # What a former member wrote stays in quarantine then; nothing else depends on it.
         logger.warning("the log of a former member is not to be had", extra={"account": account.hex()})
         return False
-    known = keyring.accounts.get(account)
-    if known is not None and found.seq == known.seq and found.head == known.head:
+    state, known = found.state, keyring.accounts.get(account)
+    if known is not None and state.seq == known.seq and state.head == known.head:
         return False
-    keyring.install_account(found)
+    keyring.install_account(state)
     return True
 
 
