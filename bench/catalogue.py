@@ -15,6 +15,7 @@ from bench.scenarios.devices import sdk_catch_up, seen_on_other_device
 from bench.scenarios.fanout import fan_out
 from bench.scenarios.leases import leases
 from bench.scenarios.many_documents import many_documents
+from bench.scenarios.members import large_space
 from bench.scenarios.sealing import seal_and_open
 from bench.scenarios.writes import many_spaces, many_writers, one_writer, pushes_of_ten
 
@@ -33,5 +34,6 @@ SCENARIOS: Mapping[str, Measure] = {
     "connections": connections,
     "sealing": seal_and_open,
     "leases": leases,
+    "members": large_space,
 }
 PEERS: Mapping[str, Measure] = {"nats": nats.measure, "pocketbase": pocketbase.measure}

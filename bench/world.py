@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import msgspec
 
 from bench.envelopes import EnvelopeSource
+from bench.people import make_person, sign_up
 from bench.raw_client import RawClient, now_ms, open_client
 from twinlock.ids import Epoch, SpaceId
 from twinlock.protocol import hpke, proofs
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import (
     AppendLog,
-    CreateAccount,
     CreatePending,
     CreatePendingResult,
     CreateSpace,
@@ -25,11 +25,10 @@ from twinlock.protocol.calls import (
 from twinlock.protocol.client import ClientIdentity
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.protocol.space_rules import replay_space
-from twinlock.sealing.identity import AccountKeys, DeviceKeys, account_genesis, device_entry
+from twinlock.sealing.identity import AccountKeys, DeviceKeys, device_entry
 from twinlock.sealing.space_entries import epoch_entry, space_genesis
 from twinlock.sealing.space_keys import make_epoch, wrap_member_key
 from twinlock.sealing.suite import ServiceKey
-from twinlock.sealing.vault import RecoveryKit, make_unlocker
 
 CALLS_AT_ONCE = 32
 SPACES_A_DEVICE = 400
@@ -88,15 +87,11 @@ async def make_world(port: int, devices_count: int = 1, spaces_count: int = 1) -
 
 
 async def _sign_up(port: int, account: AccountKeys, device: DeviceKeys) -> AccountState:
+    person = make_person(account, device)
     anonymous = await open_client(port, ClientIdentity())
-    server_id = (await anonymous.welcomed).server_id
-    name = f"bench-{os.urandom(6).hex()}"
-    genesis = account_genesis(account, os.urandom)
-    entries = [genesis, device_entry(account, replay_account([genesis]), device.sign_pk, device.kem_pk)]
-    unlocker = make_unlocker(RecoveryKit.make(os.urandom), name, server_id, os.urandom, account)
-    await anonymous.call("account.create", CreateAccount(name, entries, [unlocker]), msgspec.Raw)
+    await sign_up(anonymous, person, (await anonymous.welcomed).server_id)
     anonymous.close()
-    return replay_account(entries)
+    return replay_account(person.entries)
 
 
 async def _certify(client: RawClient, account: AccountKeys, log: AccountState, devices: Sequence[DeviceKeys]) -> None:

@@ -30,7 +30,7 @@ def figure(value: float, target: float | None = None, better: str = "higher") ->
 @pytest.mark.e2e
 def test_a_smoke_run_measures_and_keeps_what_it_found():
     # One of each kind; the others differ in their numbers only.
-    chosen = ["ack", "fanout", "connections", "latency", "documents"]
+    chosen = ["ack", "fanout", "connections", "latency", "documents", "sealing", "leases", "members"]
     assert set(chosen) <= set(SCENARIOS)
     command = [sys.executable, "-m", "bench", "--quick", *chosen]
     measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
