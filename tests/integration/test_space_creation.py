@@ -38,3 +38,24 @@ async def test_a_space_found_while_it_is_made_has_one_replica(tmp_path, monkeypa
             assert await offline.space("work").collection("notes").doc("one").get() == {"n": 1}
     finally:
         await server.stop()
+
+
+async def test_a_space_found_while_it_is_made_is_attached_by_its_makers_keys(account_world, monkeypatch):
+    """Its lease is asked for a second time when it is found, but the keys of the making come before the answer."""
+    db = await account_world.unlocked()
+    call = db._connection.call
+
+    async def finding(method, params, result):
+        found = await call(method, params, result)
+        if method == "space.create":
+            await db._courier._read_account()
+        return found
+
+    monkeypatch.setattr(db._connection, "call", finding)
+    monkeypatch.setattr("twinlock.client.leases.LeaseKeeper.renew", lambda self, runtime: None)
+
+    space = await db.create_space("work")
+
+    write = await space.collection("notes").doc("one").set({"n": 1})
+    async with asyncio.timeout(10):
+        await write.durable()

@@ -79,6 +79,9 @@ class Courier(Peer):
             # A space that is being made may be found in the account's list meanwhile: one file, one replica, and the
             # keys that only its maker has yet.
             known.take_keys(runtime, self._now_ms())
+            # They may be what opened it: whoever came first had nothing to attach yet, and no lease is waited for now.
+            self._attachments.attach_if_new(known)
+            self._show_locked()
             return known
         if self._end_if_over(runtime):
             # A crash came between the entry that ends it and the wiping.
