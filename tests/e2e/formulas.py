@@ -99,6 +99,10 @@ def open_envelope(key: bytes, space: bytes, envelope: bytes) -> bytes | None:
     return open_aead(kdf(key, space, "device", header[24:40]), header[96:108], sealed, header)
 
 
+def envelope_id(envelope: bytes) -> bytes:
+    return sha256(envelope[:HEADER_BYTES] + sha256(envelope[HEADER_BYTES:-SIGNATURE_BYTES]))
+
+
 def seal_envelope(
     key: bytes, chain: tuple[int, bytes, bytes], place: tuple[bytes, int, bytes], sign: bytes, padded: bytes
 ) -> bytes:
@@ -108,7 +112,7 @@ def seal_envelope(
     front = bytes([1, CHANGE, 0, 0]) + u32(epoch) + space + device
     header = front + u64(counter) + u64(0) + log_head + prev + nonce + u32(len(padded) + 16)
     sealed = AESGCM(kdf(key, space, "device", device)).encrypt(nonce, padded, header)
-    message = label("envelope", sha256(header + sha256(sealed)))
+    message = label("envelope", envelope_id(header + sealed + bytes(SIGNATURE_BYTES)))
     return header + sealed + Ed25519PrivateKey.from_private_bytes(sign).sign(message)
 
 

@@ -25,11 +25,13 @@ from tests.e2e.formulas import (
     device_id,
     dk_commit,
     earlier_member_key,
+    envelope_id,
     from_base64,
     invite_kem,
     kdf,
     kit_wrap_key,
     label,
+    log_head,
     mac,
     open_aead,
     open_box,
@@ -37,6 +39,7 @@ from tests.e2e.formulas import (
     open_hpke,
     prefixed,
     public_key,
+    seal_envelope,
     sha256,
     u32,
     u64,
@@ -408,6 +411,19 @@ def replica_values(path: Path, file_key: bytes) -> Iterator[bytes]:
                 for value in row:
                     if isinstance(value, bytes | str):
                         yield value if isinstance(value, bytes) else value.encode()
+
+
+def forge(raid: Raid, space: str, device: Device, padded: bytes) -> bytes:
+    """Seal a change as a device would: under the newest epoch that the raid opens, as the next link of its chain."""
+    assert device.keys is not None
+    assert device.id is not None
+    name, epoch = bytes.fromhex(space), max(raid.epochs_of(space))
+    own = [each for each in raid.envelopes_of(space) if each[24:40] == device.id and raid.content_of(each) is not None]
+    last = max(own, key=lambda each: each[40:48], default=None)
+    chain = (1, bytes(32)) if last is None else (int.from_bytes(last[40:48], "big") + 1, envelope_id(last))
+    head = log_head(name, raid.logs[name])[:8]
+    place = (name, epoch, device.id)
+    return seal_envelope(raid.data_keys[name, epoch], (*chain, head), place, device.keys[0], padded)
 
 
 def ledger_events(folder: Path, space: str) -> list[str]:
