@@ -30,10 +30,15 @@ from twinlock.testing.virtual_time import run_in_virtual_time
 
 START_MS = 1_800_000_000_000
 ACTION_S_MAX = 90.0
-SETTLE_S_MAX = 600.0
+SETTLE_S_MAX = 1_500.0
+"""Longer than the longest wait of a device between two tries to get a lease."""
+
 NAMES = ("olga", "adam", "edith", "rick", "erin")
 ROLES = {"adam": "admin", "edith": "editor", "rick": "reader", "erin": "editor"}
 SPACE_TITLE = "shared"
+WAITING_REASONS = frozenset({"key", "epoch", "device", "log_head"})
+"""Why an entry may still be waiting for a lease or a log; anything else would be a loss."""
+
 ACTIONS = frozenset({"rotate", "remove", "invite", "set_role", "leave", "shred"})
 ADMITTERS_SHARE = 0.85
 """How often those act who may; now and then somebody tries who may not."""
@@ -283,6 +288,8 @@ class Household:
                 found.append(f"{person.name} is {role} and lists {info}")
             elif info is not None and (info.role != role or info.locked or person.db.pending_count):
                 found.append(f"{person.name} is {role}: {info}, {person.db.pending_count} pending")
+            elif any(reason in WAITING_REASONS for _, reason in self._quarantined(person)):
+                found.append(f"{person.name} waits with {self._quarantined(person)}")
         return found
 
     def log(self) -> SpaceLogState:
