@@ -77,7 +77,7 @@ async def _owner(db: Any, leaver: Person, count: int) -> list[Figure]:
         note = f"{cost.wall_s:.2f} s on the clock, the server's part included"
         name = f"{what} among members (100, 1,000), work of the client"
         figures.append(_figure(count, name, cost.cpu_s, target=TARGET_S, note=note))
-    return figures + [_figure(count, f"of these: {name}", value, "ms") for name, value in parts.items()]
+    return figures + [_figure(count, name, value, "ms") for name, value in parts.items()]
 
 
 async def _cost(work: Callable[[], Awaitable[Any]]) -> Cost:
@@ -100,10 +100,10 @@ async def _parts(db: Any, runtime: SpaceRuntime) -> dict[str, float]:
     replay_space(runtime.entries)
     replayed = time.process_time()
     return {
-        "the member key wrapped to each (HPKE)": wraps.cpu_s * 1000,
-        "the epoch's entry, made and signed": (signed - started) * 1000,
-        "that entry checked, as every reader does": (checked - signed) * 1000,
-        "the whole log replayed, as a newcomer does": (replayed - checked) * 1000,
+        "of a rotation: the member key wrapped to each (HPKE)": wraps.cpu_s * 1000,
+        "of a rotation: the epoch's entry, made and signed": (signed - started) * 1000,
+        "of a rotation: that entry checked, as by every reader": (checked - signed) * 1000,
+        "of joining: the space's whole log replayed": (replayed - checked) * 1000,
     }
 
 

@@ -25,6 +25,8 @@ def test_the_story_holds_with_a_part_of_the_catalogue():
     assert told.returncode == 0, told.stdout + told.stderr
     assert "Every check passed" in told.stdout
     assert "✗" not in told.stdout
+    assert "7  Lose the phone" in told.stdout
+    assert "the device was revoked" in told.stdout
 
 
 @pytest.mark.slow
