@@ -7,20 +7,22 @@ import platform
 import shutil
 import socket
 import sqlite3
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
+from twinlock.cli.findings import Finding, Verdict, mode_of
 from twinlock.cli.output import SERVER_PACKAGES
+
+if TYPE_CHECKING:
+    from twinlock.server.settings import Settings
 
 PYTHON_MIN = (3, 11)
 SQLITE_MIN = (3, 37, 0)
@@ -33,22 +35,6 @@ EARLIEST_CLOCK_S = 1_735_689_600
 DEFAULT_PORT = 8765
 
 
-class Verdict(StrEnum):
-    """How a check came out."""
-
-    GOOD = "ok"
-    NOTE = "note"
-    BAD = "fail"
-
-
-class Finding(NamedTuple):
-    """What a check found, and what to do about it."""
-
-    verdict: Verdict
-    what: str
-    fix: str = ""
-
-
 _COLORS = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.BAD: "red"}
 
 
@@ -59,7 +45,7 @@ def doctor(
     data: Annotated[Path | None, typer.Option(help="The server's data folder.")] = None,
     profile: Annotated[Path | None, typer.Option(help="The profile to look at.")] = None,
 ) -> None:
-    """Check Python, SQLite, disk, clock, port, settings and the permissions of key files.
+    """Check Python, SQLite, disk, clock, port, settings, the key service and the permissions of key files.
 
     The exit status is 1 if anything must be mended.
     """
@@ -75,6 +61,7 @@ def doctor(
         ("disk", lambda: _disk(folder)),
         ("clock", _clock),
         ("settings", lambda: _settings(config, data)),
+        ("keys", lambda: _key_service(config, data)),
         ("key files", lambda: _key_files(folder if data else None, profile or default_profile())),
     ]
     for name, check in checks:
@@ -171,21 +158,38 @@ def _clock() -> Iterator[Finding]:
 
 
 def _settings(config: Path | None, data: Path | None) -> Iterator[Finding]:
-    if find_spec("twinlock.server") is None:
-        return
-    from twinlock.process import SettingsError
-    from twinlock.server.settings import load_settings
-
-    try:
-        settings = load_settings(config, os.environ, data=str(data) if data else None)
-    except SettingsError as exc:
-        yield Finding(Verdict.BAD, str(exc), "Mend the settings file or the TWINLOCK_* environment.")
+    settings = _loaded(config, data)
+    if isinstance(settings, str):
+        yield Finding(Verdict.BAD, settings, "Mend the settings file or the TWINLOCK_* environment.")
+    if settings is None or isinstance(settings, str):
         return
     tls = "TLS" if settings.uses_tls else "no TLS, loopback only" if settings.is_loopback else "TLS ends at a proxy"
     yield Finding(Verdict.GOOD, f"engine {settings.engine}, {settings.host}:{settings.port}, {tls}")
     yield _port(settings.host, settings.port)
     if settings.uses_tls:
-        yield from _mode_of(Path(settings.tls_key))
+        yield from mode_of(Path(settings.tls_key))
+
+
+def _key_service(config: Path | None, data: Path | None) -> Iterator[Finding]:
+    settings = _loaded(config, data)
+    # What is wrong with the settings was told already.
+    if settings is not None and not isinstance(settings, str):
+        from twinlock.cli.doctor_keys import key_service
+
+        yield from key_service(settings)
+
+
+def _loaded(config: Path | None, data: Path | None) -> Settings | str | None:
+    """Return the settings, what is wrong with them, or None where no server can run."""
+    if any(find_spec(name) is None for name in ("twinlock.server", *SERVER_PACKAGES)):
+        return None
+    from twinlock.process import SettingsError
+    from twinlock.server.settings import load_settings
+
+    try:
+        return load_settings(config, os.environ, data=str(data) if data else None)
+    except SettingsError as exc:
+        return str(exc)
 
 
 def _port(host: str, port: int) -> Finding:
@@ -202,7 +206,7 @@ def _port(host: str, port: int) -> Finding:
 
 def _key_files(data: Path | None, profile: Path) -> Iterator[Finding]:
     found = [path for folder in (data, profile) if folder and folder.exists() for path in _secret_files(folder)]
-    findings = [finding for path in found for finding in _mode_of(path)]
+    findings = [finding for path in found for finding in mode_of(path)]
     bad = [finding for finding in findings if finding.verdict is Verdict.BAD]
     if bad:
         yield from bad
@@ -214,15 +218,3 @@ def _key_files(data: Path | None, profile: Path) -> Iterator[Finding]:
 
 def _secret_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and ("key" in path.name or path.name == "vault.db")]
-
-
-def _mode_of(path: Path) -> Iterator[Finding]:
-    try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except OSError as exc:
-        yield Finding(Verdict.BAD, f"{path}: {exc.strerror}")
-        return
-    if mode & 0o077:
-        yield Finding(Verdict.BAD, f"{path} can be read by others (mode {mode:04o})", f"chmod 600 {path}")
-    else:
-        yield Finding(Verdict.GOOD, f"{path} has mode {mode:04o}")
