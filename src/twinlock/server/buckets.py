@@ -55,11 +55,14 @@ class Pace:
 class AccountQuota:
     """The rates of one account, over all its connections."""
 
-    __slots__ = ("calls", "pace", "signals")
+    __slots__ = ("calls", "entries", "pace", "signals")
 
     def __init__(self, settings: Settings, now_ms: int) -> None:
         self.pace = Pace(settings.account_changes_per_s, settings.account_bytes_per_s, now_ms)
         self.calls = TokenBucket(settings.calls_per_s, 10 * settings.calls_per_s, now_ms)
+        per_hour = settings.log_entries_per_hour
+        # Everybody who reads a log has to replay it, and it is never cut.
+        self.entries = TokenBucket(per_hour / 3600, per_hour, now_ms)
         self.signals = TokenBucket(settings.signals_per_s, 2 * settings.signals_per_s, now_ms)
 
 

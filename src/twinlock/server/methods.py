@@ -8,9 +8,14 @@ from typing import Any
 import msgspec
 
 from twinlock.errors import InvalidCallError
+from twinlock.protocol.calls import AppendLog, CreateSpace
+from twinlock.protocol.device_calls import Rekem
+from twinlock.protocol.membership_calls import Join
 from twinlock.server.peer import Peer
 
 Handler = Callable[[Peer, Any], Awaitable[msgspec.Struct]]
+Admit = Callable[[msgspec.Struct], None]
+"""Refuses a call by raising a `TwinlockError`."""
 
 
 class Method:
@@ -22,15 +27,27 @@ class Method:
         self._decode = msgspec.msgpack.Decoder(params).decode
         self._handler = handler
 
-    async def answer(self, peer: Peer, params: msgspec.Raw) -> msgspec.Raw:
-        """Return the encoded result.
+    async def answer(self, peer: Peer, params: msgspec.Raw, admit: Admit | None = None) -> msgspec.Raw:
+        """Return the encoded result; `admit` looks at the parameters before anything is done with them.
 
         Raises:
             InvalidCallError: the parameters are not of this method's form.
-            TwinlockError: what the method itself refuses.
+            TwinlockError: what `admit` or the method itself refuses.
         """
         try:
             request = self._decode(params)
         except (msgspec.DecodeError, ValueError) as exc:
             raise InvalidCallError(str(exc)) from exc
+        if admit is not None:
+            admit(request)
         return msgspec.Raw(msgspec.msgpack.encode(await self._handler(peer, request)))
+
+
+def entries_in(request: msgspec.Struct) -> int:
+    """Return how many entries of signed logs a call brings."""
+    match request:
+        case AppendLog() | CreateSpace() | Rekem():
+            return len(request.entries)
+        case Join():
+            return 1
+    return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from functools import partial
 
+import msgspec
+
 from twinlock.contracts import Asking
 from twinlock.errors import (
     InternalError,
@@ -45,6 +47,8 @@ from twinlock.protocol.frames import (
 )
 from twinlock.protocol.server import Stage
 from twinlock.server.authorize import author_of
+from twinlock.server.buckets import AccountQuota
+from twinlock.server.methods import entries_in
 from twinlock.server.peer import Peer
 from twinlock.server.sequencer import Author
 from twinlock.server.served_space import ServedSpace, WaitingPush
@@ -381,9 +385,9 @@ class Dispatcher:
         if method is None:
             self._reply_error(peer, call.id, UnknownMethodError(call.method[:64]))
             return
-        if peer.author is not None:
-            now_ms = services.now_ms()
-            retry_after_ms = services.quotas.of(peer.author.account, now_ms).calls.take(1, now_ms)
+        quota = self._quota_of(peer)
+        if quota is not None:
+            retry_after_ms = quota.calls.take(1, services.now_ms())
             if retry_after_ms:
                 services.metrics.called(call.method, RateLimitedError.code)
                 self._reply_error(peer, call.id, RateLimitedError(retry_after_ms=retry_after_ms))
@@ -393,7 +397,8 @@ class Dispatcher:
     async def _answer(self, peer: Peer, call: Call) -> None:
         services = self._services
         try:
-            result = await services.methods[call.method].answer(peer, call.params)
+            admit = partial(self._count_entries, peer)
+            result = await services.methods[call.method].answer(peer, call.params, admit)
         except TwinlockError as error:
             services.metrics.called(call.method, error.code)
             self._reply_error(peer, call.id, error)
@@ -401,6 +406,28 @@ class Dispatcher:
         services.metrics.called(call.method, "ok")
         peer.session.settle_call()
         peer.send(Reply(call.id, result))
+
+    def _count_entries(self, peer: Peer, request: msgspec.Struct) -> None:
+        """Take the entries of signed logs that a call brings into account.
+
+        Raises:
+            RateLimitedError: the account has brought too many of late.
+        """
+        quota, count = self._quota_of(peer), entries_in(request)
+        retry_after_ms = quota.entries.take(count, self._services.now_ms()) if quota is not None and count else 0
+        if retry_after_ms:
+            raise RateLimitedError("too many entries of signed logs", retry_after_ms=retry_after_ms)
+
+    def _quota_of(self, peer: Peer) -> AccountQuota | None:
+        """Return the rates that hold for a peer; None for one that has not shown whose it is.
+
+        Who has signed in without a device has rates apart: a guessed password must not use up what the devices need.
+        """
+        account = peer.session.account
+        if not account:
+            return None
+        name = account if peer.author is not None else AccountId(b"signed in" + account)
+        return self._services.quotas.of(name, self._services.now_ms())
 
     def _reply_error(self, peer: Peer, call_id: int, error: TwinlockError) -> None:
         peer.session.settle_call()

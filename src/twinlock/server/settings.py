@@ -49,6 +49,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     space_bytes_max: int = 16 << 30
     signals_per_s: int = 200
     calls_per_s: int = 100
+    log_entries_per_hour: int = 5_000
     unlocker_tries_per_min: int = 10
     sign_ups_per_min: int = 30
 
