@@ -74,10 +74,10 @@ async def _while_the_lease_lives(screen: Screen, stage: Stage, theft: Theft) -> 
     """Say honestly what a lease that is alive opens, and what it does not."""
     await theft.early.tell("open", url=stage.nowhere, profile=str(theft.early.profile))
     opened = await _outcome(theft.early, HOME)
-    text = f"leases of 'home' may be kept {LEASE_HOURS} hours: until then the thief's copy opens there, without network"
+    text = f"'home' lets leases be kept {LEASE_HOURS} hours: until then a thief's copy of B opens there, offline"
     screen.check(opened == f"{HOME_QUAKES} earthquakes", f"{text}: {opened}")
     strict = await _outcome(theft.early, SPACE)
-    screen.check(strict == "lease_expired", f"leases of 'atlas' are never stored: the same copy is refused: {strict}")
+    screen.check(strict == "lease_expired", f"'atlas' lets none be kept: there the same copy opens nothing: {strict}")
 
 
 async def _revoke(screen: Screen, stage: Stage, theft: Theft) -> str:
@@ -134,7 +134,7 @@ async def _after_the_lease(screen: Screen, stage: Stage, theft: Theft) -> None:
     text = f"none of {after.tried:,} values in it is a service key or opens a replica file"
     screen.check(not after.service_keys and not after.replica_keys, text)
     # The control: while the lease lives, the same search does find the one service key that is to be had.
-    text = "searched in the same way, the copy with the living lease gives the service key of 'home', and of it only"
+    text = "searched in the same way, the copy with the living lease gives one such key, that of 'home'"
     screen.check((before.service_keys, before.replica_keys) == (1, 1), f"{text}")
     screen.note("so who opens that copy with a program of his own need not obey the end: what he could read, he keeps;")
     screen.note("lease_hours=0, as in 'atlas', or a StoreKey that the phone's keystore does not give away, forbid it")
@@ -155,7 +155,7 @@ async def _new_epoch(screen: Screen, stage: Stage, theft: Theft) -> None:
     loot = await asyncio.to_thread(open_loot, theft.copy)
     found = [await asyncio.to_thread(newest_keys, loot, log, theft.helpers) for log in logs]
     text = f"none of {len(loot.candidates):,} values of the thief's copy is the member key of it"
-    screen.check(not any(found), f"{text}, even with the true key B out of the key service's own folder")
+    screen.check(not any(found), f"{text}, even with the key service's own files at hand")
 
 
 async def _new_phone(screen: Screen, stage: Stage, phone: DeviceProcess) -> None:

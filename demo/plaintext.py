@@ -11,8 +11,6 @@ from typing import NamedTuple
 WORD_LETTERS_MIN = 8
 """Shorter strings occur by chance in random bytes."""
 
-_WITHOUT_ZEROS = re.compile(rb"[^\x00]{%d,}" % WORD_LETTERS_MIN)
-
 
 class Search(NamedTuple):
     """How much was searched, and what was found where."""
@@ -45,25 +43,28 @@ def words_of(catalogue: Path) -> list[str]:
 def search(folders: Iterable[Path], words: Iterable[str]) -> Search:
     """Search every file below some folders for any of the words."""
     by_beginning: dict[bytes, list[bytes]] = {}
+    letters: set[int] = set()
     for word in words:
         data = word.encode()
+        letters.update(data)
         by_beginning.setdefault(data[:WORD_LETTERS_MIN], []).append(data)
+    # Sealed bytes seldom have so many in a row that occur in the words at all.
+    runs = re.compile(b"[%s]{%d,}" % (re.escape(bytes(sorted(letters))), WORD_LETTERS_MIN))
     files = size = 0
     found: list[tuple[Path, str]] = []
     for path in sorted(path for folder in folders for path in folder.rglob("*") if path.is_file()):
         data = path.read_bytes()
         files += 1
         size += len(data)
-        hit = _first_word(data, by_beginning)
+        hit = _first_word(data, runs, by_beginning)
         if hit is not None:
             found.append((path, hit))
     return Search(files, size, found)
 
 
-def _first_word(data: bytes, by_beginning: Mapping[bytes, Sequence[bytes]]) -> str | None:
-    # One look-up at each place, however many words there are: far faster than one search for each word. No word holds
-    # a zero byte, so that the zeros with which databases fill their room are passed over.
-    for run in _WITHOUT_ZEROS.finditer(data):
+def _first_word(data: bytes, runs: re.Pattern[bytes], by_beginning: Mapping[bytes, Sequence[bytes]]) -> str | None:
+    # One look-up at each place of a run, however many words there are: far faster than one search for each word.
+    for run in runs.finditer(data):
         text = run.group()
         for at in range(len(text) - WORD_LETTERS_MIN + 1):
             for word in by_beginning.get(text[at : at + WORD_LETTERS_MIN], ()):
