@@ -12,10 +12,13 @@ from twinlock.ids import AccountId
 from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.calls import (
     AppendLog,
+    KeyringRow,
     LogHead,
     Nothing,
     OpenUnlocker,
     OpenUnlockerResult,
+    PutKeyring,
+    ReadKeyring,
     ReadLog,
     Unlocker,
     UnlockerParams,
@@ -477,3 +480,17 @@ async def test_who_signed_in_by_the_old_kit_may_do_nothing_more_after_the_change
 
     with pytest.raises(CallFailed, match="not_signed_in"):
         await nobody.call("account.log", ReadLog(world.account.account))
+
+
+async def test_a_device_gives_back_its_accounts_row_and_replaces_none(stores, world):
+    wire = await world.open()
+    row = await wire.call("space.keyring", ReadKeyring(world.space), KeyringRow)
+    junk = KeyringRow(row.account, row.epoch, bytes(len(row.wrapped)))
+
+    await wire.call("space.keyring_put", PutKeyring(world.space, junk))
+    assert await wire.call("space.keyring", ReadKeyring(world.space), KeyringRow) == row
+
+    (key,) = await stores.directory.list(f"keyring/{world.space.hex()}/")
+    await stores.directory.delete(key)
+    await wire.call("space.keyring_put", PutKeyring(world.space, row))
+    assert await wire.call("space.keyring", ReadKeyring(world.space), KeyringRow) == row

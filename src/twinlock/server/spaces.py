@@ -175,7 +175,11 @@ class Spaces:
         rules = space.sequencer.rules
         if request.row.epoch == rules.epoch:
             check_rows([request.row], rules)
-            await self._keyrings.store(space.id, [request.row])
+            held = await self._keyrings.read(space.id, author.account, rules.epoch)
+            # No row is replaced on a device's word, which may be a thief's: it would lock the account's others out.
+            # A restored server may hold one for a `kem` key that was replaced since.
+            if held is None or held.epoch < request.row.epoch or len(space.births) > 1:
+                await self._keyrings.store(space.id, [request.row])
         elif request.row.epoch not in rules.epochs:
             raise InvalidCallError("a keyring row of an unknown epoch")
         return Nothing()
