@@ -16,7 +16,7 @@ class ProfileMissingError(TwinlockError):
     """There is no profile here."""
 
     code, retry = "profile_missing", "no"
-    fix = "Start `twinlock dev`, or sign up or recover with `profile=...`."
+    fix = "Start `twinlock dev`, or sign up, pair or recover with `profile=...`."
 
 
 class ProfileExistsError(TwinlockError):
@@ -44,7 +44,7 @@ class StoreError(TwinlockError):
     """The disk or the store refused to work."""
 
     code, retry = "store_failed", "later"
-    fix = "Look at the disk's room and health; nothing unacknowledged was promised."
+    fix = "Mend what is named; else look at the disk's room and health. Nothing unacknowledged was promised."
 
 
 class InvalidDataError(TwinlockError):

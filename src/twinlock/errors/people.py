@@ -9,14 +9,16 @@ class UnknownDeviceError(TwinlockError):
     """The account has no such device."""
 
     code, retry = "unknown_device", "no"
-    fix = "Enrol this device with the recovery kit, or approve it from another device."
+    fix = (
+        "Name a device by its id; one that is in no account is added by the recovery kit or another device's approval."
+    )
 
 
 class DeviceRevokedError(TwinlockError):
     """This device was revoked by its account."""
 
     code, retry = "device_revoked", "no"
-    fix = "Enrol it again from a trusted device."
+    fix = "If it is yours, add it anew: by `twinlock pair` and another device's approval, or by the recovery kit."
 
 
 class ApprovalNeededError(TwinlockError):

@@ -135,7 +135,7 @@ class InvalidCallError(TwinlockError):
     """A call's parameters are not of the method's form."""
 
     code, retry = "invalid_call", "no"
-    fix = "Send the parameters listed in spec/protocol.md, section 6."
+    fix = "Give what docs/reference/sdk.md lists; on the wire, what spec/protocol.md does in section 6."
 
 
 class OfflineError(TwinlockError):
@@ -156,7 +156,7 @@ class NotFoundError(TwinlockError):
     """What was asked for is not there."""
 
     code, retry = "not_found", "no"
-    fix = "Check the id; `set` creates a document, `update` needs one."
+    fix = "Check the name or id; of documents, `set` creates one and `update` needs one."
 
 
 class InternalError(TwinlockError):
