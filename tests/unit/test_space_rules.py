@@ -1,5 +1,6 @@
 """The rules of a space's log: each type of entry by those who may sign it, and by everybody who may not."""
 
+import msgspec
 import pytest
 
 from tests.unit.membership_world import (
@@ -336,6 +337,30 @@ def test_a_former_member_s_chain_may_be_cut_off_still(space):
     space.cut(EDITOR, {DEVICE: Counter(1)}, by=ADMIN)
 
     assert len(space.log.former[EDITOR.keys.account].cutoffs) == 2
+
+
+def test_cutoffs_said_again_and_again_leave_what_is_still_needed_of_them(space):
+    other, third = DeviceId(bytes(16)), DeviceId(bytes([1] * 16))
+    space.cut(EDITOR, {DEVICE: Counter(2), other: Counter(4)})
+    space.cut(EDITOR, {third: Counter(1)})
+    first, second = space.record(EDITOR).cutoffs
+
+    for counter in (3, 3, 3, 2):
+        space.cut(EDITOR, {DEVICE: Counter(counter), other: Counter(5)})
+
+    newest = Cutoff(space.log.seq, {DEVICE: Counter(2), other: Counter(5)}, is_whole=False)
+    kept = msgspec.structs.replace(first, counters={other: Counter(4)})
+    assert space.record(EDITOR).cutoffs == (kept, second, newest)
+
+
+def test_a_cutoff_of_some_devices_takes_nothing_from_the_end_of_a_role(space):
+    space.leave(EDITOR)
+    (end,) = space.record(EDITOR).cutoffs
+
+    space.cut(EDITOR, {DEVICE: Counter(0)}, by=ADMIN)
+    space.cut(EDITOR, {DEVICE: Counter(0)}, by=ADMIN)
+
+    assert space.record(EDITOR).cutoffs == (end, Cutoff(space.log.seq, {DEVICE: Counter(0)}, is_whole=False))
 
 
 # Settings and the end

@@ -64,11 +64,14 @@ def replay_space(entries: Iterable[SignedEntry], after: SpaceLogState | None = N
         UpdateNeededError: an entry is of a type that this version does not know.
     """
     state = after
+    # Grown here for all entries: no rule looks at it, and to copy it for each would cost a long log its square.
+    prefixes = dict(after.head_prefixes) if after is not None else {}
     for entry in entries:
         state = _genesis(entry) if state is None else _follow(entry, state)
+        prefixes[state.head[:PREFIX_BYTES]] = state.seq
     if state is None:
         raise LogInvalidError("a space's log without a genesis")
-    return state
+    return msgspec.structs.replace(state, head_prefixes=prefixes)
 
 
 def _genesis(entry: SignedEntry) -> SpaceLogState:
@@ -86,7 +89,7 @@ def _genesis(entry: SignedEntry) -> SpaceLogState:
         space=space_id_of(partition, position.head),
         partition=partition,
         members={owner: Member(sign_pk, kem_pk, Role.OWNER, ((position.seq, Role.OWNER),))},
-        head_prefixes={position.head[:PREFIX_BYTES]: position.seq},
+        head_prefixes={},
         seq=position.seq,
         head=position.head,
     )
@@ -108,12 +111,7 @@ def _follow(entry: SignedEntry, state: SpaceLogState) -> SpaceLogState:
     position = check_entry(LogId(state.space), state.position, entry.body, entry.sig, sign_pk)
     if body.type in _BY_ADMITTERS and (author is None or not author.role.may_admit):
         raise LogInvalidError(f"an entry of type {body.type} by a member who may not sign it")
-    moved = msgspec.structs.replace(
-        state,
-        seq=position.seq,
-        head=position.head,
-        head_prefixes={**state.head_prefixes, position.head[:PREFIX_BYTES]: position.seq},
-    )
+    moved = msgspec.structs.replace(state, seq=position.seq, head=position.head)
     changed = rule(body.fields, moved, by)
     body.finish()
     return changed
@@ -220,13 +218,32 @@ def _cutoff(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogStat
     if member is None or (account != by and not state.members[by].role.may_admit):
         raise LogInvalidError("a cutoff of a stranger, or by one")
     cutoff = Cutoff(state.seq, fields.counters("counters"), is_whole=False)
-    cut = msgspec.structs.replace(member, cutoffs=(*member.cutoffs, cutoff))
+    cut = msgspec.structs.replace(member, cutoffs=(*_still_needed(member.cutoffs, cutoff), cutoff))
     if account != by:
         _check_ranks(state, by, member.role)
         cut = msgspec.structs.replace(cut, barred_seq=state.seq)
     if account in state.members:
         return msgspec.structs.replace(state, members={**state.members, account: cut})
     return msgspec.structs.replace(state, former={**state.former, account: cut})
+
+
+def _still_needed(earlier: Iterable[Cutoff], cutoff: Cutoff) -> list[Cutoff]:
+    """Return what earlier cutoffs forbid beside a new one: every envelope of a member is held against all of them.
+
+    A device that the new one cuts off at the same counter or below is forbidden more by it than by those.
+    """
+    kept = []
+    for each in earlier:
+        counters = {
+            device: counter
+            for device, counter in each.counters.items()
+            if each.is_whole or counter < cutoff.counters.get(device, counter + 1)
+        }
+        if counters or each.is_whole:
+            kept.append(
+                each if len(counters) == len(each.counters) else msgspec.structs.replace(each, counters=counters)
+            )
+    return kept
 
 
 def _rekem(fields: Fields, state: SpaceLogState, by: AccountId) -> SpaceLogState:
