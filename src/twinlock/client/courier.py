@@ -76,8 +76,7 @@ class Courier(Peer):
         """Look after a space from now on; return what looks after it, which may have been there first."""
         known = self.runtimes.setdefault(runtime.space, runtime)
         if known is not runtime:
-            # A space that is being made may be found in the account's list meanwhile: one file, one replica, and the
-            # keys that only its maker has yet.
+            # A space in the making may be found in the account's list: one file, one replica, its maker's keys.
             known.take_keys(runtime, self._now_ms())
             # They may be what opened it: whoever came first had nothing to attach yet, and no lease is waited for now.
             self._attachments.attach_if_new(known)
@@ -150,7 +149,7 @@ class Courier(Peer):
         await self._read_logs(runtime)
 
     def _on_chore_failed(self, error: TwinlockError) -> None:
-        if isinstance(error, LogForkError):
+        if isinstance(error, LogForkError | LogInvalidError):
             self._connection.last_error = error
 
     def close(self) -> None:
