@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from twinlock.errors import StoreError
@@ -49,13 +51,23 @@ class DenyList:
             return
         try:
             descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "ab") as file:
-                file.write(f"{space.hex()}\n".encode("ascii"))
-                file.flush()
-                os.fsync(file.fileno())
+            with os.fdopen(descriptor, "ab", buffering=0) as file:
+                _append(file, f"{space.hex()}\n".encode("ascii"))
         except OSError as exc:
             raise StoreError(f"the deny list cannot be written: {exc.strerror}") from exc
         self._spaces.add(space)
+
+
+def _append(file: FileIO, line: bytes) -> None:
+    """Write a line as a whole, or leave the file as it was: the next line must not go on in the middle of this one."""
+    size = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError:
+        file.truncate(size)
+        raise
 
 
 def _make(path: Path, may_make: bool) -> None:
