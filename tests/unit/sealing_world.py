@@ -47,11 +47,15 @@ class Person:
     """An account with one device."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.entropy = SeededEntropy(name)
         self.keys = AccountKeys.make(self.entropy)
         self.device = DeviceKeys.make(self.entropy)
         self.state: AccountState = replay_account([account_genesis(self.keys, self.entropy)])
         self.certify(self.device)
+
+    def __str__(self) -> str:
+        return self.name
 
     def certify(self, device: DeviceKeys) -> None:
         entry = device_entry(self.keys, self.state, device.sign_pk, device.kem_pk)
