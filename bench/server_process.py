@@ -22,6 +22,7 @@ UNLIMITED = (
     "space_changes_per_s",
     "space_bytes_per_s",
     "calls_per_s",
+    "log_entries_per_hour",
     "unlocker_tries_per_min",
     "sign_ups_per_min",
 )
