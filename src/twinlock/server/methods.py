@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from twinlock.errors import InvalidCallError
-from twinlock.protocol.calls import AppendLog, CreateSpace
+from twinlock.protocol.calls import AppendLog, CreateSpace, SignedEntry
 from twinlock.protocol.device_calls import Rekem
 from twinlock.protocol.membership_calls import Join
 from twinlock.server.peer import Peer
@@ -44,10 +44,14 @@ class Method:
 
 
 def entries_in(request: msgspec.Struct) -> int:
-    """Return how many entries of signed logs a call brings."""
+    """Return how many entries of signed logs a call brings; a long one counts once for every KiB that it begins."""
     match request:
         case AppendLog() | CreateSpace() | Rekem():
-            return len(request.entries)
+            return sum(map(_weight, request.entries))
         case Join():
-            return 1
+            return _weight(request.entry)
     return 0
+
+
+def _weight(entry: SignedEntry) -> int:
+    return 1 + len(entry.body) // 1024

@@ -26,19 +26,56 @@ from twinlock.protocol.calls import LogHead, SignedEntry
 from twinlock.protocol.limits import LOG_PAGE_ENTRIES_MAX
 from twinlock.server.together import together
 
+LONG_ENTRIES = 64
+"""A longer log is kept in memory once it was read: it is asked for by the page, and the directory gives all of it."""
+
+LONG_BYTES_MAX = 64 << 20
+_ENTRY_OVERHEAD_BYTES = 200
 _decode_entry = msgspec.msgpack.Decoder(SignedEntry).decode
 _encode = msgspec.msgpack.encode
+
+
+class _LongLogs:
+    """Copies of long logs that were lately read, within a number of bytes."""
+
+    __slots__ = ("_bytes", "_logs")
+
+    def __init__(self) -> None:
+        self._logs: dict[LogId, tuple[list[SignedEntry], int]] = {}
+        self._bytes = 0
+
+    def get(self, log: LogId) -> list[SignedEntry] | None:
+        held = self._logs.pop(log, None)
+        if held is None:
+            return None
+        self._logs[log] = held
+        return list(held[0])
+
+    def keep(self, log: LogId, entries: Sequence[SignedEntry]) -> None:
+        self.drop(log)
+        size = sum(len(entry.body) + _ENTRY_OVERHEAD_BYTES for entry in entries)
+        if len(entries) <= LONG_ENTRIES or size > LONG_BYTES_MAX:
+            return
+        while self._bytes + size > LONG_BYTES_MAX:
+            self.drop(next(iter(self._logs)))
+        self._logs[log] = (list(entries), size)
+        self._bytes += size
+
+    def drop(self, log: LogId) -> None:
+        self._bytes -= self._logs.pop(log, ([], 0))[1]
 
 
 class SignedLogs:
     """Appends to both, in that order, and on load takes the longer of the two; the shorter is mended."""
 
-    __slots__ = ("_directory", "_keys", "_under_way")
+    __slots__ = ("_directory", "_keys", "_long", "_mirrors_count", "_under_way")
 
     def __init__(self, directory: Directory, keys: KeyService) -> None:
         self._directory = directory
         self._keys = keys
         self._under_way: Counter[LogId] = Counter()
+        self._long = _LongLogs()
+        self._mirrors_count = 0
 
     async def read(self, log: LogId) -> list[SignedEntry]:
         """Return every entry of a log; none if there is no such log.
@@ -121,12 +158,18 @@ class SignedLogs:
 
     async def _copy(self, log: LogId) -> list[SignedEntry]:
         """Return what the directory has, up to the first gap that a failed write left."""
-        prefix = _prefix(log)
+        held = self._long.get(log)
+        if held is not None:
+            return held
+        prefix, mirrors_count = _prefix(log), self._mirrors_count
         entries: list[SignedEntry] = []
         for key, record in (await self._directory.list(prefix)).items():
             if key != f"{prefix}{len(entries) + 1:08d}":
                 break
             entries.append(_decode_entry(record.value))
+        if self._mirrors_count == mirrors_count:
+            # Nothing was written meanwhile, so that this is all of it.
+            self._long.keep(log, entries)
         return entries
 
     async def _completed(self, log: LogId, entries: list[SignedEntry]) -> list[SignedEntry]:
@@ -154,11 +197,16 @@ class SignedLogs:
             raise KeyServiceError("it was set back to before this log's newest keys were made") from exc
 
     async def _mirror(self, log: LogId, after: int, entries: Sequence[SignedEntry]) -> None:
-        # One commit carries them all; should only some get there, the gap is seen.
-        await together(
-            self._directory.put(f"{_prefix(log)}{seq:08d}", _encode(entry))
-            for seq, entry in enumerate(entries, after + 1)
-        )
+        self._mirrors_count += 1
+        try:
+            # One commit carries them all; should only some get there, the gap is seen.
+            await together(
+                self._directory.put(f"{_prefix(log)}{seq:08d}", _encode(entry))
+                for seq, entry in enumerate(entries, after + 1)
+            )
+        finally:
+            self._mirrors_count += 1
+            self._long.drop(log)
 
 
 def _prefix(log: LogId) -> str:
