@@ -110,6 +110,30 @@ def test_without_a_profile_the_command_says_how_to_get_one(tmp_path):
     assert "twinlock dev" in missing.stderr
 
 
+@pytest.mark.parametrize("command", [("dev", "--folder"), ("pair", "ws://127.0.0.1:9", "--profile")])
+def test_a_folder_that_cannot_be_made_is_an_error_with_a_remedy(tmp_path, command):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+
+    refused = run_twinlock(environment_of(tmp_path), *command, str(file))
+
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("file_failed")
+    assert "→" in refused.stderr
+
+
+def test_who_has_read_enough_of_the_output_ends_the_command_quietly(dev):
+    dev.run("put", "home/much/1", json.dumps({"text": "x" * 100_000}))
+    command = [sys.executable, "-m", "twinlock", "get", "home/much/1"]
+    with subprocess.Popen(command, env=dev.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as getting:
+        getting.stdout.read(1)
+        getting.stdout.close()
+        said = getting.stderr.read()
+
+    assert b"Traceback" not in said
+    assert b"Broken pipe" not in said
+
+
 def test_a_profile_opens_in_one_process_at_a_time(dev):
     dev.run("put", "home/held/1", "{}", "--offline")
     command = [sys.executable, "-m", "twinlock", "watch", "home/held"]

@@ -6,15 +6,18 @@ Values go in and out as JSON, one document a line, on the standard output; what 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
 
 from twinlock.cli.conditions import Condition, read_condition
 from twinlock.cli.output import fail, from_json, people, run, to_json
+from twinlock.errors import OfflineError
 
 if TYPE_CHECKING:
     from twinlock.client.client import Client
@@ -118,6 +121,8 @@ async def opened(profile: Path | None, offline: bool) -> AsyncIterator[Client]:
     """Open a profile and, unless told otherwise, wait a while for what the server has."""
     import twinlock
 
+    # What the SDK logs is for the logs of an application; here the commands themselves tell what came of it.
+    logging.getLogger("twinlock").setLevel(logging.CRITICAL)
     async with await twinlock.connect(profile=profile) as db:
         if not offline:
             await _catch_up(db)
@@ -126,8 +131,9 @@ async def opened(profile: Path | None, offline: bool) -> AsyncIterator[Client]:
 
 async def _catch_up(db: Client) -> None:
     if not db.is_connected:
-        reason = f" ({db.last_error.code})" if db.last_error else ""
-        people.print(f"[yellow]offline[/]{reason}: the server does not answer; this is what is on the device")
+        error = db.last_error
+        reason = "the server does not answer" if error is None or isinstance(error, OfflineError) else str(error)
+        people.print(f"[yellow]offline[/]: {escape(reason.rstrip('.'))}; this is what is on the device")
         return
     try:
         async with asyncio.timeout(CATCH_UP_SECONDS_MAX):

@@ -6,6 +6,8 @@ import asyncio
 import base64
 import datetime
 import json
+import os
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -43,12 +45,21 @@ def fail(code: str, text: str, fix: str = "", status: int = 1) -> NoReturn:
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Turn an error that has a code into its print-out and exit status 1."""
+    """Turn an error that has a code, or is of a file or folder, into its print-out and exit status 1."""
     try:
         yield
     except TwinlockError as exc:
         detail = f" ({exc.detail})" if exc.detail else ""
         fail(exc.code, f"{type(exc).__doc__}{detail}", exc.fix)
+    except BrokenPipeError:
+        # Who read the output, `head` say, has enough: nothing is amiss. What Python would still flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        fix = "Name another file or folder, or see that it may be read and written, and that there is room."
+        fail("file_failed", f"{exc.filename}: {exc.strerror}.", fix)
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
