@@ -94,6 +94,17 @@ async def test_digits_that_differ_are_rejected_and_leave_nothing(world):
     assert pairing.returncode == 1
     assert "rejected" in told.decode()
     assert not new.exists()
+    added = told.decode().partition("device revoke ")[2].split()[0]
+    assert (await run(world, "device", "revoke", added, "--profile", str(world.folder / "a")))[0] == 0
+
+
+async def test_a_short_password_ends_a_pairing_before_it_begins(world):
+    new = world.folder / "new"
+
+    status, shown, said = await run(world, "pair", world.url, "--profile", str(new), password="short")
+
+    assert (status, shown, said.split()[0]) == (1, "", "password_refused")
+    assert not new.exists()
 
 
 async def test_a_device_is_renamed_and_a_kit_is_made(world):

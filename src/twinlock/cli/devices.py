@@ -104,7 +104,11 @@ def new_kit(
 
 async def _pair(url: str, profile: Path | None, name: str | None, password: str | None) -> None:
     import twinlock
+    from twinlock.sealing.vault import check_password
 
+    if password:
+        # Now, and not after another device has added this one for nothing.
+        check_password(password)
     async with await twinlock.pair_device(url, profile, device_name=name) as request:
         show_qr(request.qr)
         people.print(f"On a device of the account: [bold]twinlock device approve {request.code}[/]")
@@ -113,13 +117,29 @@ async def _pair(url: str, profile: Path | None, name: str | None, password: str 
         people.print(f"\nThe account [bold]{escape(approval.name)}[/] has approved this device. Both screens show:\n")
         show_digits(approval.digits)
         if not typer.confirm("\nDo both screens show the same digits?", err=True):
-            people.print("[yellow]rejected[/]; on the other device, revoke what it has just added")
+            people.print("[yellow]rejected[/]; on a device of the account, take back what was added:")
+            people.print(f"  twinlock device revoke {request.device}")
             raise typer.Exit(1)
         if password is None:
-            text = "A password to unlock this device (empty: none)"
-            password = typer.prompt(text, default="", hide_input=True, show_default=False, err=True)
+            password = _ask_password()
         async with await request.confirm(password or None):
             people.print("[green]paired[/]")
+
+
+def _ask_password() -> str:
+    """Ask until the answer is empty or long enough: a pairing that was approved must not end by a slip."""
+    from twinlock.errors import PasswordError
+    from twinlock.sealing.vault import check_password
+
+    text = "A password to unlock this device (empty: none)"
+    while password := str(typer.prompt(text, default="", hide_input=True, show_default=False, err=True)):
+        try:
+            check_password(password)
+        except PasswordError as exc:
+            people.print(f"[yellow]{exc.code}[/] {exc.fix}")
+        else:
+            break
+    return password
 
 
 async def _list(profile: Path | None) -> None:

@@ -61,6 +61,11 @@ class PairingRequest:
         self._is_over = False
 
     @property
+    def device(self) -> str:
+        """The id that this device will have, in hex: by it an account revokes what it approved by mistake."""
+        return self._new.device_keys.device.hex()
+
+    @property
     def code(self) -> str:
         """The code to type on an old device: 16 letters and digits in four groups."""
         return pairing_code(self._new.device_keys.device)
