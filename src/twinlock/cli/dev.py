@@ -116,7 +116,9 @@ async def _sign_up(url: str, profile: Path) -> Made | None:
             continue
         second = second_profile(profile)
         if not (second / VAULT_FILE_NAME).exists():
-            async with await twinlock.recover(url, name, kit, profile=second):
+            # Of two devices with the same name neither could be named.
+            options = twinlock.Options(device_name="second")
+            async with await twinlock.recover(url, name, kit, profile=second, options=options):
                 pass
         return Made(name, kit)
     fail("name_taken", "There are many demo accounts already.", "Delete the server's folder to begin anew.")

@@ -93,7 +93,8 @@ class Devices:
         found = found or [info for info in infos if info.name == wanted]
         if len(found) != 1:
             names = ", ".join(f"{info.id} ({info.name or 'no name'})" for info in infos)
-            raise UnknownDeviceError(f"{len(found)} devices are {wanted!r}; known are: {names}")
+            count = f"{len(found)} devices are" if found else "no device is"
+            raise UnknownDeviceError(f"{count} called {wanted!r}; known are: {names}")
         return DeviceId(bytes.fromhex(found[0].id))
 
     async def _learn(self) -> set[DeviceId]:
