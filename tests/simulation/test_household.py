@@ -1,0 +1,85 @@
+"""Several accounts in one space under a seed, while everything fails: all agree in the end, and nobody else reads."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import structlog
+
+from twinlock.engines.memory import MemoryDirectory
+from twinlock.server.sequencer import Sequencer
+from twinlock.testing.household import live_a_life
+
+REGRESSIONS = Path(__file__).with_name("household_regressions.txt")
+SEEDS_PER_BLOCK = 25
+SLOW_SEEDS_PER_BLOCK = 100
+FIRST_EPOCH = "00000001"
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Show errors only: everything that goes wrong here is meant to, and is logged."""
+    before, given = logging.root.manager.disable, structlog.get_config()
+    logging.disable(logging.WARNING)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    yield
+    structlog.configure(**given)
+    logging.disable(before)
+
+
+def found_seeds() -> list[tuple[int, int]]:
+    """Return the seeds that once found a fault, and how many steps it took."""
+    lines = REGRESSIONS.read_text(encoding="utf-8").splitlines()
+    words = [line.split() for line in lines if line and not line.startswith("#")]
+    return [(int(seed), int(steps)) for seed, steps, *_ in words]
+
+
+def live_lives(seeds: range, folder: Path) -> None:
+    """Run seeds one after the other, each in a folder of its own."""
+    for seed in seeds:
+        live_a_life(seed, folder / str(seed))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("block", range(4))
+def test_a_household_agrees_in_the_end_and_shuts_out_who_is_out(tmp_path, block):
+    first = 1_000 + block * SEEDS_PER_BLOCK
+    live_lives(range(first, first + SEEDS_PER_BLOCK), tmp_path)
+
+
+@pytest.mark.parametrize(("seed", "steps_count"), found_seeds())
+def test_seeds_of_a_household_that_found_a_fault_stay_mended(tmp_path, seed, steps_count):
+    live_a_life(seed, tmp_path, steps_count)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("block", range(20))
+def test_a_household_agrees_over_many_seeds(tmp_path, block):
+    first = 10_000 + block * SLOW_SEEDS_PER_BLOCK
+    live_lives(range(first, first + SLOW_SEEDS_PER_BLOCK), tmp_path)
+
+
+# Controls: the simulation notices what it is there to notice.
+
+
+def test_a_directory_that_loses_rows_is_noticed(tmp_path, monkeypatch):
+    put = MemoryDirectory.put
+
+    async def losing(self, key, value, expect_revision=None):
+        revision = await put(self, key, value, expect_revision)
+        if key.startswith("keyring/") and key.split("/")[2] > FIRST_EPOCH:
+            await self.delete(key)
+        return revision
+
+    monkeypatch.setattr(MemoryDirectory, "put", losing)
+
+    with pytest.raises((AssertionError, TimeoutError)):
+        live_a_life(1_000, tmp_path)
+
+
+def test_a_server_that_refuses_nothing_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Sequencer, "_check", lambda self, envelope, author: None)
+
+    with pytest.raises(AssertionError, match="seed"):
+        live_lives(range(1_000, 1_030), tmp_path)
