@@ -3,7 +3,8 @@
 import pytest
 
 import twinlock
-from tests.client_kit import NAME, PASSWORD, ShiftedClock, World
+from tests.client_kit import NAME, PASSWORD, ShiftedClock, World, until
+from twinlock.client.sudo import SUDO_MS
 from twinlock.errors import (
     ApprovalNeededError,
     CredentialsError,
@@ -113,6 +114,17 @@ async def test_the_password_allows_changes_for_fifteen_minutes(world):
     clock.shift_ms = 15 * 60_000
     with pytest.raises(SudoNeededError):
         await db.create_space("later")
+
+
+async def test_the_signing_key_leaves_the_memory_of_a_device_that_nobody_uses(world):
+    clock = ShiftedClock()
+    db = await world.device("a", wall_ms=clock)
+    await db.unlock(PASSWORD)
+    assert db._sudo._keys is not None
+
+    clock.shift_ms += SUDO_MS
+
+    await until(lambda: db._sudo._keys is None)
 
 
 async def test_a_new_kit_replaces_the_old_one(world):

@@ -83,7 +83,7 @@ class Client:
             WrongServerError, DeviceRevokedError: the server's first answer forbids to go on.
         """
         self._courier.after_account = self._after_account
-        self._courier.tenders.append(self._sharing.rotations.tend)
+        self._courier.tenders += [self._sudo.tend, self._sharing.rotations.tend]
         finish_wiping(self._context)
         for space in self._context.state.spaces():
             self._courier.add(self._known_space(space))
