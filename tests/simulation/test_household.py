@@ -15,6 +15,9 @@ SEEDS_PER_BLOCK = 25
 SLOW_SEEDS_PER_BLOCK = 100
 FIRST_EPOCH = "00000001"
 
+# A seed takes a second on a quiet machine, and several where others work as well.
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(autouse=True)
 def quiet():
@@ -40,7 +43,6 @@ def live_lives(seeds: range, folder: Path) -> None:
         live_a_life(seed, folder / str(seed))
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("block", range(4))
 def test_a_household_agrees_in_the_end_and_shuts_out_who_is_out(tmp_path, block):
     first = 1_000 + block * SEEDS_PER_BLOCK

@@ -11,7 +11,7 @@ import contextlib
 import random
 import shutil
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from pathlib import Path
 
 import twinlock
@@ -385,9 +385,7 @@ class Household:
         self.node.keys.end()
 
 
-def live_a_life(
-    seed: int, folder: Path, steps_count: int = 60, ending: Callable[[Household], None] | None = None
-) -> None:
+def live_a_life(seed: int, folder: Path, steps_count: int = 60) -> None:
     """Run one seed from beginning to end."""
 
     async def run() -> None:
