@@ -195,3 +195,13 @@ class TestDrill:
 
         assert refused.exit_code == 1
         assert "not those of this backup" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("keyservice", "split"), ("keyservice", "rotate-root"), ("ledger", "show"), ("ledger", "verify")]
+)
+def test_a_folder_without_a_key_service_is_named_before_anything_is_printed(tmp_path, command):
+    refused = twinlock(*command, "--data", tmp_path)
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("no_key_service")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinlock.cli.keyservice import ConfigFile, DataFolder, read_key_settings, settings_shown
+from twinlock.cli.keyservice import ConfigFile, DataFolder, check_key_folder, read_key_settings, settings_shown
 from twinlock.cli.output import errors_shown, fail, need_server_parts, people
 from twinlock.cli.sheets import ask_for_sheets, print_sheets
 
@@ -57,6 +57,7 @@ def split(
         from twinlock.keyservice.wrappers import open_wrapper
 
         settings = read_key_settings(config, data=data)
+        check_key_folder(settings)
         folder = Path(settings.data)
         with reading(folder / DATABASE_NAME) as connection:
             keyservice_id = meta(connection, "keyservice_id")
@@ -95,6 +96,7 @@ def backup(
         from twinlock.keyservice.service import wall_clock_ms
 
         settings = read_key_settings(config, data=data)
+        check_key_folder(settings)
         made = back_up(Path(settings.data), folder, wall_clock_ms())
         print(f"{made.keys_count} keys, {made.entries_count} log entries, {made.ledger_records_count} ledger records")
         if not (folder / FILE_NAME).exists() and settings.custody.wrapper == "file":
@@ -121,7 +123,8 @@ def restore(
     """
     need_server_parts()
     if (deny_list is None) != no_deny_list:
-        fail("deny_list_missing", "Name the deny list of today with --deny-list, or say --no-deny-list.", status=2)
+        fix = "Name the list of today with --deny-list, or say --no-deny-list if none is left; not both."
+        fail("deny_list_missing", "Whose spaces were shredded must be known before keys come back.", fix, status=2)
     with settings_shown(), errors_shown():
         settings = read_key_settings(config).custody
         with root_key_of(source, root_key, settings) as wrapper:

@@ -87,11 +87,8 @@ def rotate_root(config: ConfigFile = None, data: DataFolder = None) -> None:
     A running one does so by itself, every [bold]root_rotation_days[/].
     """
     with settings_shown(), errors_shown():
-        from twinlock.keyservice.service import DATABASE_NAME
-
         settings = read_key_settings(config, data=data)
-        if not (Path(settings.data) / DATABASE_NAME).exists():
-            fail("no_key_service", f"There is no key service in {settings.data}.", "Name its folder with --data.")
+        check_key_folder(settings)
         count = asyncio.run(_rotate(settings))
         print(f"{count} keys are wrapped under a new version of the root key")
 
@@ -111,6 +108,15 @@ def read_key_settings(config: Path | None, **overrides: object) -> ProcessSettin
     from twinlock.keyservice.settings import load_process_settings
 
     return load_process_settings(config, os.environ, **overrides)
+
+
+def check_key_folder(settings: ProcessSettings) -> None:
+    """End the command if there is no key service, nor a backup of one, where the settings say."""
+    from twinlock.keyservice.service import DATABASE_NAME
+
+    if not (Path(settings.data) / DATABASE_NAME).exists():
+        fix = "Name its folder with --data; within a server's folder it is `keyservice`."
+        fail("no_key_service", f"There is no key service in {settings.data}.", fix)
 
 
 @contextmanager

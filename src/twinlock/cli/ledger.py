@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from twinlock.cli.keyservice import ConfigFile, DataFolder, read_key_settings, settings_shown
+from twinlock.cli.keyservice import ConfigFile, DataFolder, check_key_folder, read_key_settings, settings_shown
 from twinlock.cli.output import errors_shown, fail, people
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ def show(
 
         from twinlock.keyservice.ledger_file import Wanted, read_records
 
-        folder = Path(read_key_settings(config, data=data).data)
+        settings = read_key_settings(config, data=data)
+        check_key_folder(settings)
+        folder = Path(settings.data)
         ids = {"space": _hex("space", space), "account": _hex("account", account), "device": _hex("device", device)}
         records = read_records(folder, Wanted(**ids, since_ms=_since_ms(since)))
         if as_json:
@@ -71,6 +73,7 @@ def verify(
         from twinlock.keyservice.ledger_file import verify_ledger
 
         settings = read_key_settings(config, data=data)
+        check_key_folder(settings)
         expected = bytes.fromhex(_hex("expect-head", expect_head))
         checked = verify_ledger(Path(settings.data), settings.custody, expected)
         people.print(f"The ledger is whole: {checked.report.records_count} records.")

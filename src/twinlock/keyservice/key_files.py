@@ -45,7 +45,10 @@ def read_public_key(text: str) -> bytes:
     Raises:
         ValueError: it is none.
     """
-    key = bytes.fromhex(text)
+    try:
+        key = bytes.fromhex(text)
+    except ValueError:
+        raise ValueError(f"a public key has {2 * KEY_BYTES} hex digits, and nothing else") from None
     if len(key) != KEY_BYTES:
         raise ValueError(f"a public key has {2 * KEY_BYTES} hex digits, not {len(text)}")
     return key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 from typing import Any
@@ -27,7 +28,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as exc:
         listener.close()
-        raise SettingsError(f"cannot listen on {host}, port {port}: {exc.strerror}") from exc
+        fix = "stop what uses it, or choose another port" if exc.errno == errno.EADDRINUSE else "check host and port"
+        raise SettingsError(f"cannot listen on {host}, port {port}: {exc.strerror}; {fix}") from exc
     listener.setblocking(False)
     return listener
 
