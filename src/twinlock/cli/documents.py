@@ -6,7 +6,6 @@ Values go in and out as JSON, one document a line, on the standard output; what 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -121,8 +120,6 @@ async def opened(profile: Path | None, offline: bool) -> AsyncIterator[Client]:
     """Open a profile and, unless told otherwise, wait a while for what the server has."""
     import twinlock
 
-    # What the SDK logs is for the logs of an application; here the commands themselves tell what came of it.
-    logging.getLogger("twinlock").setLevel(logging.CRITICAL)
     async with await twinlock.connect(profile=profile) as db:
         if not offline:
             await _catch_up(db)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.util import find_spec
 
@@ -19,4 +20,6 @@ def app() -> None:
         sys.exit(2)
     from twinlock.cli.commands import commands
 
+    # What the SDK logs is for applications: a command tells by itself what came of it. Servers add handlers of theirs.
+    logging.getLogger("twinlock").addHandler(logging.NullHandler())
     commands(prog_name="twinlock")
