@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 SpaceName = Annotated[str, typer.Argument(help="A space's name or id.", metavar="SPACE", show_default=False)]
 MemberName = Annotated[str, typer.Argument(help="A member's name or id.", metavar="MEMBER", show_default=False)]
-RoleName = Annotated[str, typer.Argument(help="owner, admin, editor, reader or sender.", metavar="ROLE")]
+RoleName = Annotated[
+    Literal["owner", "admin", "editor", "reader", "sender"],
+    typer.Argument(help="owner, admin, editor, reader or sender.", metavar="ROLE"),
+]
 Link = Annotated[str, typer.Argument(help="An invite link.", metavar="LINK", show_default=False)]
 
 space = typer.Typer(name="space", help="Make and share spaces, and change who is in them.", no_args_is_help=True)
@@ -51,9 +54,12 @@ def create(
 def invite(
     name: SpaceName,
     password: Password,
-    role: Annotated[str, typer.Option("--role", "-r", help="editor, reader or sender.")] = "editor",
-    hours: Annotated[float, typer.Option("--hours", help="How long the link holds.", min=0)] = 72,
-    uses: Annotated[int, typer.Option("--uses", help="How many may join by it.", min=1)] = 1,
+    role: Annotated[
+        Literal["editor", "reader", "sender"],
+        typer.Option("--role", "-r", help="What who joins may do; owners and admins are made of members."),
+    ] = "editor",
+    hours: Annotated[float, typer.Option("--hours", help="How long the link holds.", min=0.01, max=8784)] = 72,
+    uses: Annotated[int, typer.Option("--uses", help="How many may join by it.", min=1, max=10_000)] = 1,
     approve: Annotated[bool, typer.Option("--approve", help="Each is confirmed with `approve` first.")] = False,
     profile: ProfileFolder = None,
 ) -> None:

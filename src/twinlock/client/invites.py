@@ -10,7 +10,7 @@ from twinlock.client.epochs import without_expired, wrapped_row
 from twinlock.client.log_writer import Draft, LogWriter, check_admits
 from twinlock.client.members import Members
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import InviteError, NotFoundError, RoleError
+from twinlock.errors import InvalidCallError, InviteError, NotFoundError, RoleError
 from twinlock.protocol.limits import INVITE_USES_MAX
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.sealing.identity import AccountKeys
@@ -134,12 +134,12 @@ def check_terms(terms: InviteTerms) -> None:
 
     Raises:
         RoleError: owners and admins are made of members.
-        InviteError: nobody could use it.
+        InvalidCallError: nobody could use it, or too many.
     """
     if terms.role.may_admit:
         raise RoleError("an invite gives editor, reader or sender; make members owners or admins with `set_role`")
     if not 1 <= terms.uses <= INVITE_USES_MAX:
-        raise InviteError(f"an invite has 1 to {INVITE_USES_MAX} uses")
+        raise InvalidCallError(f"an invite has 1 to {INVITE_USES_MAX} uses")
 
 
 def http_origin(origin: str) -> str:

@@ -14,7 +14,7 @@ from twinlock.client.snapshots import Model
 from twinlock.client.space_handle import SpaceHandle
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.document.schema import Schema
-from twinlock.errors import RoleError
+from twinlock.errors import InvalidCallError
 from twinlock.protocol.space_log import Role
 from twinlock.replica.sender_writes import own_prefix
 from twinlock.sealing.invites import InviteTerms
@@ -137,6 +137,7 @@ class Space:
 
         Raises:
             RoleError: this account may not invite, or nobody is invited with that role.
+            InvalidCallError: there is no such role, or it cannot have so many uses.
         """
         expires_ms = self._handle.now_ms() + int(hours * HOUR_MS)
         terms = InviteTerms(_role(role), expires_ms, uses, approve)
@@ -211,4 +212,4 @@ def _role(role: Role | str) -> Role:
     try:
         return Role(role)
     except ValueError:
-        raise RoleError(f"{role!r} is no role; roles are {', '.join(Role)}") from None
+        raise InvalidCallError(f"{role!r} is no role; roles are {', '.join(Role)}") from None
