@@ -3,10 +3,12 @@
 import os
 
 import httpx
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from twinlock.keyservice.calls import Answer
 from twinlock.keyservice.key_files import public_key_text
-from twinlock.keyservice.node_auth import NodeIdentity
+from twinlock.keyservice.node_auth import NO_LIFE, REQUEST_HEADER, NodeIdentity
 from twinlock.keyservice.remote import RemoteKeyService
 from twinlock.keyservice.service import wall_clock_ms
 from twinlock.testing.contracts.key_requests import lease, opened
@@ -51,3 +53,12 @@ def counted_posts(monkeypatch) -> list[bytes]:
 
     monkeypatch.setattr(RemoteKeyService, "_post", counted)
     return posts
+
+
+async def life_of(client, identity) -> bytes:
+    """Ask the service for its present life, as a node does at its first request."""
+    body = b"\x90"
+    request = identity.sign(body, NO_LIFE, wall_clock_ms())
+    answer = await client.post("/calls", content=body, headers={REQUEST_HEADER: request.header})
+    assert answer.status_code == 409
+    return msgspec.msgpack.decode(answer.content, type=Answer).life

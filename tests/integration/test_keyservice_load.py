@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.client_kit import until
-from tests.keyservice_kit import Node, counted_posts, opened_now
+from tests.keyservice_kit import Node, counted_posts, life_of, opened_now
 from twinlock.errors import KeyServiceError, LimitExceededError, LogInvalidError, OverloadedError, TwinlockError
 from twinlock.keyservice.app import KeyServiceProcess
 from twinlock.keyservice.calls import REQUEST_BYTES_MAX
@@ -109,11 +109,13 @@ async def test_requests_over_the_bound_of_the_service_are_asked_to_come_back(tmp
     )
     await service.start()
     identity = node.identity(service.service_pk)
+    async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+        life = await life_of(client, identity)
     held = []
     for _ in range(2):
         # The header is in order, the body does not come.
         _, writer = await asyncio.open_connection("127.0.0.1", service.port)
-        header = identity.sign(b"12", bytes(16), wall_clock_ms()).header
+        header = identity.sign(b"12", life, wall_clock_ms()).header
         writer.write(f"POST /calls HTTP/1.1\r\nhost: k\r\n{REQUEST_HEADER}: {header}\r\n".encode())
         writer.write(b"content-length: 2\r\n\r\n1")
         held.append(writer)

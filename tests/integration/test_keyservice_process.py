@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from typer.testing import CliRunner
 
 from tests.client_kit import PASSWORD, World, until, values
-from tests.keyservice_kit import Node, counted_posts, lease_now, opened_now
+from tests.keyservice_kit import Node, counted_posts, lease_now, life_of, opened_now
 from tests.openbao_kit import write_certificate
 from twinlock.cli.commands import commands
 from twinlock.errors import (
@@ -18,10 +18,11 @@ from twinlock.errors import (
     NodeRefusedError,
     StoreError,
 )
+from twinlock.ids import LogId
 from twinlock.keyservice.app import KeyServiceProcess
-from twinlock.keyservice.calls import REQUEST_BYTES_MAX, Answer
+from twinlock.keyservice.calls import REQUEST_BYTES_MAX, ReadCall
 from twinlock.keyservice.key_files import NODE_KEY_NAME, open_signing_key, public_key_text
-from twinlock.keyservice.node_auth import ANSWER_HEADER, NO_LIFE, REQUEST_HEADER
+from twinlock.keyservice.node_auth import ANSWER_HEADER, REQUEST_HEADER
 from twinlock.keyservice.remote import RemoteKeyService
 from twinlock.keyservice.service import wall_clock_ms
 from twinlock.keyservice.settings import ProcessSettings
@@ -323,6 +324,32 @@ class TestStrangers:
         assert answer.status_code == status
         identity.check_answer(request, status, answer.headers[ANSWER_HEADER], answer.content)
 
+    async def test_what_was_refused_by_a_signed_answer_is_not_done_afterwards(self, service, node):
+        """Who sits between the two must not get a refusal with which the node believes that nothing was done."""
+        identity = node.identity(bytes.fromhex(service.public_key))
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            body = msgspec.msgpack.encode([ReadCall(LogId(bytes(16)), 0)])
+            request = identity.sign(body, await life_of(client, identity), wall_clock_ms())
+            headers = {REQUEST_HEADER: request.header}
+            refused = await client.post("/calls", content=bytes(REQUEST_BYTES_MAX + 1), headers=headers)
+            identity.check_answer(request, 413, refused.headers[ANSWER_HEADER], refused.content)
+
+            assert (await client.post("/calls", content=body, headers=headers)).status_code == 403
+
+    async def test_a_captured_header_takes_up_no_room(self, service, node):
+        identity = node.identity(bytes.fromhex(service.public_key))
+        async with httpx.AsyncClient(base_url=service.url, trust_env=False) as client:
+            request = identity.sign(b"\x90", await life_of(client, identity), wall_clock_ms())
+            await client.post("/calls", content=b"\x90", headers={REQUEST_HEADER: request.header})
+
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        header = f"{REQUEST_HEADER}: {request.header}".encode()
+        writer.write(b"POST /calls HTTP/1.1\r\nhost: keys\r\n" + header + b"\r\ncontent-length: 1000\r\n\r\n")
+        async with asyncio.timeout(5):
+            assert b"403" in await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+
     async def test_an_altered_answer_is_not_believed(self, service, node):
         class Meddler(httpx.AsyncHTTPTransport):
             """Sits between the two and turns a bit of every answer."""
@@ -377,12 +404,3 @@ class TestStrangers:
 
 def public_bytes(key) -> bytes:
     return key.public_key().public_bytes_raw()
-
-
-async def life_of(client, identity) -> bytes:
-    """Ask the service for its present life, as a node does at its first request."""
-    body = b"\x90"
-    request = identity.sign(body, NO_LIFE, wall_clock_ms())
-    answer = await client.post("/calls", content=body, headers={REQUEST_HEADER: request.header})
-    assert answer.status_code == 409
-    return msgspec.msgpack.decode(answer.content, type=Answer).life

@@ -87,6 +87,9 @@ class NodeDoor:
             logger.warning("request refused", code=error.code, detail=error.detail)
 
     async def _work(self, request: Asked, proof: RequestProof) -> Answer:
+        # Before anything is refused under the service's signature: what a node believes to be refused is never done.
+        # And before the body is waited for, so that a header which somebody captured takes up no room.
+        self._gate.take(proof)
         if self._in_flight >= self._in_flight_max:
             raise OverloadedError("too many requests of nodes", retry_after_ms=RETRY_AFTER_MS)
         self._in_flight += 1
@@ -94,7 +97,6 @@ class NodeDoor:
         try:
             body = await _read_body(request)
             check_body(proof, body)
-            self._gate.take(proof)
             return Answer(self._gate.life, await self._dispatcher.run(decode_batch(body)))
         finally:
             self._in_flight -= 1
