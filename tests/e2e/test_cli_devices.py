@@ -121,6 +121,19 @@ async def test_a_device_is_renamed_and_a_kit_is_made(world):
         assert db.is_connected
 
 
+async def test_an_account_is_made_and_recovered_on_the_command_line(world):
+    profiles = [str(world.folder / name) for name in ("first", "second", "third")]
+
+    status, kit, said = await run(world, "sign-up", world.url, "bea", "--profile", profiles[0], password="a long one")
+    assert status == 0, said
+    status, _, said = await run(world, "recover", world.url, "bea", "--kit", kit.strip(), "--profile", profiles[1])
+    assert status == 0, said
+    wrong = await run(world, "recover", world.url, "bea", "--kit", "0000", "--profile", profiles[2])
+
+    assert (await run(world, "space", "list", "--profile", profiles[1]))[1].count("home") == 1
+    assert (wrong[0], wrong[2].split()[0]) == (1, "recovery_kit_malformed")
+
+
 async def test_a_wrong_password_and_a_wrong_code_are_errors_with_a_remedy(world):
     a = str(world.folder / "a")
 

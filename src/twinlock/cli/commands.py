@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from twinlock.cli.accounts import recover, sign_up
 from twinlock.cli.backup_keys import backup, restore, split
 from twinlock.cli.bench import bench
 from twinlock.cli.dev import dev
@@ -40,7 +41,7 @@ commands.add_typer(keyservice, rich_help_panel="Run a server")
 commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Read and write a profile", put, get, query, watch)
 commands.add_typer(space, rich_help_panel="Read and write a profile")
-_add("Devices and keys", pair)
+_add("Devices and keys", sign_up, pair, recover)
 commands.add_typer(device, rich_help_panel="Devices and keys")
 commands.add_typer(kit, rich_help_panel="Devices and keys")
 commands.add_typer(service, rich_help_panel="Devices and keys")

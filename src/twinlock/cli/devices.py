@@ -209,9 +209,10 @@ def show_digits(digits: str) -> None:
         print("  " + "  ".join(groups[start : start + GROUPS_PER_ROW]))
 
 
-def print_kit(text: str) -> None:
+def print_kit(text: str, *, replaces: bool = True) -> None:
     """Print a recovery kit, once."""
-    people.print("The new recovery kit, shown once; the old one opens nothing any more. Write it down:\n")
+    which = "new recovery kit, shown once; the old one opens nothing any more" if replaces else "recovery kit, once"
+    people.print(f"The {which}. Write it down:\n")
     print(f"  {text}\n")
 
 
