@@ -7,6 +7,7 @@ from tests.client_kit import NAME, PASSWORD, ShiftedClock, World, until
 from twinlock.client.sudo import SUDO_MS
 from twinlock.errors import (
     ApprovalNeededError,
+    ClockSkewError,
     CredentialsError,
     NameTakenError,
     NotFoundError,
@@ -135,6 +136,28 @@ async def test_a_new_kit_replaces_the_old_one(world):
     with pytest.raises(CredentialsError):
         await twinlock.recover(world.url, NAME, world.kit, profile=world.folder / "old")
     async with await twinlock.recover(world.url, NAME, kit, profile=world.folder / "new") as recovered:
+        assert recovered.status == "connected"
+
+
+async def test_a_kit_is_replaced_by_a_device_whose_clock_is_behind_that_of_the_last(world):
+    ahead, behind = await world.unlocked("a"), await world.unlocked("b")
+    ahead._context.clock.offset_ms += 60_000
+    await ahead.new_recovery_kit()
+
+    kit = await behind.new_recovery_kit()
+
+    async with await twinlock.recover(world.url, NAME, kit, profile=world.folder / "new") as recovered:
+        assert recovered.status == "connected"
+
+
+async def test_a_clock_that_was_set_far_ahead_replaces_no_kit(world):
+    db = await world.unlocked()
+    db._context.clock.offset_ms += 10 * 60_000
+
+    with pytest.raises(ClockSkewError):
+        await db.new_recovery_kit()
+
+    async with await twinlock.recover(world.url, NAME, world.kit, profile=world.folder / "new") as recovered:
         assert recovered.status == "connected"
 
 
