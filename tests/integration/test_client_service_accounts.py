@@ -1,10 +1,12 @@
 """Accounts of programs: one file holds the keys, and whoever has it is the account."""
 
 import json
+from contextlib import asynccontextmanager
 
 import pytest
 
 import twinlock
+from twinlock.client.transport import Transport, open_transport
 from twinlock.errors import (
     CredentialsError,
     DeviceRevokedError,
@@ -151,3 +153,38 @@ async def test_a_revoked_device_of_a_service_does_not_come_back_by_its_file(worl
         with pytest.raises(DeviceRevokedError):
             await open_worker(world, key_file, "w2")
     assert len(await first.devices()) == 2
+
+
+class LosesTheAnswer(Transport):
+    """A connection that breaks when the server has made an account and says so."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.is_asked = False
+
+    async def send(self, message):
+        self.is_asked = self.is_asked or b"account.create" in message
+        await self.inner.send(message)
+
+    def send_now(self, message):
+        return self.inner.send_now(message)
+
+    async def receive(self):
+        message = await self.inner.receive()
+        if self.is_asked:
+            raise OfflineError
+        return message
+
+
+@asynccontextmanager
+async def dial_and_lose(address):
+    async with open_transport(address) as inner:
+        yield LosesTheAnswer(inner)
+
+
+async def test_the_keys_stay_where_the_answer_to_the_sign_up_was_lost(world):
+    key_file = world.folder / "lost.key"
+    with pytest.raises(OfflineError, match="stays"):
+        await twinlock.create_service_account(world.url, "lost", key_file, options=twinlock.Options(dial=dial_and_lose))
+
+    assert (await open_worker(world, key_file)).name == "lost"

@@ -25,7 +25,18 @@ from twinlock.client.options import Options
 from twinlock.client.private_files import FILE_MODE, destroy_file, sync_folder, write_private
 from twinlock.client.profile import ENVIRONMENT_NAME, Profile, data_folder
 from twinlock.client.transport import parse_address
-from twinlock.errors import ApprovalNeededError, CredentialsError, KeyFileError, RecoveryKitError
+from twinlock.errors import (
+    ApprovalNeededError,
+    CredentialsError,
+    InternalError,
+    KeyFileError,
+    KeyServiceError,
+    MalformedFrameError,
+    OfflineError,
+    RecoveryKitError,
+    StoreError,
+    TwinlockError,
+)
 from twinlock.protocol.calls import CreateAccount
 from twinlock.protocol.names import account_name
 from twinlock.sealing.account_requests import sign_up_request
@@ -34,6 +45,10 @@ from twinlock.sealing.vault import RecoveryKit, make_unlocker
 
 KIT_ITERATIONS = 1
 """A kit is 128 random bits: stretching it as one does with a password would add nothing."""
+
+
+_UNCERTAIN = (OfflineError, MalformedFrameError, InternalError, KeyServiceError, StoreError)
+"""After these the server may have made the account all the same, and the file is all that opens it."""
 
 
 class ServiceAccount(msgspec.Struct, frozen=True):
@@ -94,7 +109,8 @@ async def create_service_account(
     `connect(key_file=...)` opens it on any machine; it is invited to spaces like anyone.
 
     Raises:
-        NameTakenError, NameInvalidError, TokenError, OfflineError: no account was made.
+        NameTakenError, NameInvalidError, TokenError: no account was made.
+        OfflineError: no account was made; or, if the file is there, the answer was lost and it may have been.
         KeyFileError: the file exists already, or cannot be written.
     """
     address, path = parse_address(url), Path(key_file)
@@ -106,7 +122,10 @@ async def create_service_account(
         _create(path, content)
         try:
             await create_account(session, request)
-        except BaseException:
+        except _UNCERTAIN as exc:
+            kept = f"{path} stays: open it with `connect(key_file=...)`; if there is no such account, delete it"
+            raise type(exc)(kept, retry_after_ms=exc.retry_after_ms) from exc
+        except TwinlockError:
             destroy_file(path)
             raise
     return ServiceAccount(request.name, keys.account.hex(), path)
