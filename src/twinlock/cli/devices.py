@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -29,7 +30,12 @@ Address = Annotated[str, typer.Argument(help="The server's address.", metavar="U
 Password = Annotated[
     str,
     typer.Option(
-        "--password", envvar=PASSWORD_VARIABLE, prompt=True, hide_input=True, help="What unlocks this device."
+        "--password",
+        envvar=PASSWORD_VARIABLE,
+        # Who cannot be asked, a script say, is told which option is missing.
+        prompt="Password" if sys.stdin is not None and sys.stdin.isatty() else False,
+        hide_input=True,
+        help="What unlocks this device.",
     ),
 ]
 Wanted = Annotated[str, typer.Argument(help="A device's name or id.", metavar="DEVICE", show_default=False)]
