@@ -36,7 +36,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
 ) -> None:
-    """Run a server with its key service in one process.
+    """Run a server, with its key service in the same process unless [bold]keyservice_url[/] names another.
 
     Settings come from the file, then from [bold]TWINLOCK_*[/] of the environment, then from these options.
     It ends in good order on SIGINT and SIGTERM.

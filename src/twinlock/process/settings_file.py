@@ -26,8 +26,10 @@ def read_values(
     try:
         if file is not None:
             values.update(tomllib.loads(file.read_text(encoding="utf-8")))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+    except OSError as exc:
         raise SettingsError(str(exc)) from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"{file} is no TOML: {exc}") from exc
     for name in names:
         text = environment.get(prefix + name.upper())
         if text is not None:
