@@ -14,6 +14,7 @@ from tests.vectors import plain_membership
 from twinlock.errors import LogInvalidError, SignatureError, TwinlockError, UpdateNeededError
 from twinlock.ids import Counter, DeviceId
 from twinlock.protocol.calls import SignedEntry
+from twinlock.protocol.envelope import Kind
 from twinlock.protocol.signed_log import NO_LOG, LogPosition, encode_body
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
@@ -374,13 +375,33 @@ def test_a_log_says_what_the_page_says(history):
             assert (each["role"], each["kem"]) == (record.role, record.kem_pk)
             assert [tuple(grant) for grant in each["roles"]] == list(record.granted)
             assert (each["removed_seq"], each["barred_seq"]) == (record.removed_seq, record.barred_seq)
-            assert [cutoff["seq"] for cutoff in each["cutoffs"]] == [cutoff.seq for cutoff in record.cutoffs]
+            for counter in range(1, 62):
+                judged = [record.is_cut_off(DEVICE, counter, Kind.CHANGE, state.seq, is_revoked=flag) for flag in FLAGS]
+                assert judged == [_is_cut_off(each, counter, is_revoked=flag) for flag in FLAGS]
     assert {bytes.fromhex(name): each["uses"] for name, each in plain["invites"].items()} == {
         name: each.uses_left for name, each in state.invites.items()
     }
     assert {bytes.fromhex(name): kem for name, kem in plain["key_holders"].items()} == state.key_holders
     assert set(plain["applicants"]) == {name.hex() for name in state.applicants}
     assert (plain["wants_rotation"], plain["head"]) == (state.wants_rotation, state.head)
+
+
+FLAGS = (False, True)
+
+
+def _is_cut_off(record, counter: int, *, is_revoked: bool) -> bool:
+    """Judge a change that names the newest head of the log by every cutoff that the page knows of."""
+    for cutoff in record["cutoffs"]:
+        limit = cutoff["counters"].get(DEVICE.hex(), 0 if cutoff["is_whole"] else None)
+        if limit is None or counter <= limit:
+            continue
+        granted = [role for seq, role in record["roles"] if seq >= cutoff["seq"] and role in WRITERS]
+        if not granted or (is_revoked and not cutoff["is_whole"]):
+            return True
+    return False
+
+
+WRITERS = (Role.OWNER, Role.ADMIN, Role.EDITOR)
 
 
 def test_nothing_is_appended_behind_a_shred():
