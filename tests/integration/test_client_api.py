@@ -155,6 +155,15 @@ async def test_whoever_waits_for_the_server_is_told_when_the_database_closes(acc
             await each
 
 
+async def test_an_empty_id_names_no_document_and_makes_none(home):
+    todos = home.collection("todos")
+
+    with pytest.raises(InvalidDataError):
+        await todos.doc("").set({"text": "lost under a random id"})
+
+    assert await todos.query().count() == 0
+
+
 async def test_a_document_is_followed_by_its_id(home):
     doc = home.collection("todos").doc("x")
     seen = []

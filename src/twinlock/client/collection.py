@@ -109,7 +109,9 @@ class Collection(QueryHandle[Model]):
 
     def doc(self, id: str | None = None) -> DocumentHandle[Model]:
         """Return a document by its id; without one, a new document with a random id."""
-        return DocumentHandle(self._space, self.name, id or self._space.new_id(), self._schema, self._load)
+        return DocumentHandle(
+            self._space, self.name, self._space.new_id() if id is None else id, self._schema, self._load
+        )
 
     async def add(self, data: Data | Model) -> Write:
         """Write a new document with a random id, which stands in the result's `id`."""
