@@ -20,6 +20,7 @@ from twinlock.errors import (
     ProfileInUseError,
     ProfileMissingError,
     StoreDamagedError,
+    StoreError,
     StoreKeyError,
 )
 from twinlock.sealing.suite import StoreKey
@@ -68,6 +69,15 @@ def test_a_profile_is_made_once_and_missed_where_there_is_none(folder, tmp_path)
         Profile.create(folder)
     with pytest.raises(ProfileMissingError):
         Profile.open(tmp_path / "elsewhere")
+
+
+def test_a_folder_that_cannot_be_a_profile_is_named(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+
+    for folder in (file, file / "below"):
+        with pytest.raises(StoreError, match=str(file)):
+            Profile.create(folder)
 
 
 def test_only_the_owner_can_read_a_profile(folder):

@@ -11,10 +11,11 @@ import fcntl
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from twinlock.client.private_files import destroy_file, make_private_file, make_private_folder, write_private
-from twinlock.errors import ProfileExistsError, ProfileInUseError, ProfileMissingError
+from twinlock.errors import ProfileExistsError, ProfileInUseError, ProfileMissingError, StoreError
 from twinlock.ids import SpaceId
 
 ENVIRONMENT_NAME = "TWINLOCK_PROFILE"
@@ -61,10 +62,12 @@ class Profile:
         Raises:
             ProfileMissingError: there is none.
             ProfileInUseError: another process, or this one, has it open.
+            StoreError: the folder cannot be used.
         """
-        if not cls.exists(folder):
-            raise ProfileMissingError(str(folder))
-        return cls(folder, _lock(folder))
+        with _refusals_told(folder):
+            if not cls.exists(folder):
+                raise ProfileMissingError(str(folder))
+            return cls(folder, _lock(folder))
 
     @classmethod
     def create(cls, folder: Path) -> Profile:
@@ -73,15 +76,17 @@ class Profile:
         Raises:
             ProfileExistsError: there is one already.
             ProfileInUseError: another process is making one here.
+            StoreError: the folder cannot be made or used.
         """
-        if (folder / VAULT_FILE_NAME).exists():
-            raise ProfileExistsError(str(folder))
-        make_private_folder(folder)
-        folder.chmod(0o700)
-        profile = cls(folder, _lock(folder))
-        # A device that was revoked has nothing left here; a new one may take its place.
-        (folder / REVOKED_FILE_NAME).unlink(missing_ok=True)
-        return profile
+        with _refusals_told(folder):
+            if (folder / VAULT_FILE_NAME).exists():
+                raise ProfileExistsError(str(folder))
+            make_private_folder(folder)
+            folder.chmod(0o700)
+            profile = cls(folder, _lock(folder))
+            # A device that was revoked has nothing left here; a new one may take its place.
+            (folder / REVOKED_FILE_NAME).unlink(missing_ok=True)
+            return profile
 
     def reopened(self) -> Profile:
         """Open this profile again after it was closed."""
@@ -133,6 +138,15 @@ class Profile:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+@contextlib.contextmanager
+def _refusals_told(folder: Path) -> Iterator[None]:
+    """Turn what the system refuses into an error that names the folder."""
+    try:
+        yield
+    except OSError as exc:
+        raise StoreError(f"the profile's folder {folder}: {exc.strerror}") from exc
 
 
 def _lock(folder: Path) -> int:
