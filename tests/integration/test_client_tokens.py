@@ -166,3 +166,17 @@ def test_a_token_is_replaced_a_minute_before_its_end_or_at_half_of_what_is_left(
     for left_s, wanted_s in ((3600, 3540), (100, 50), (1, 5), (10**7, 86_400)):
         issued.ends_in_s = left_s
         assert token_times.refresh_after_s(issuer.token(ends_in_s=left_s), now_ms) == pytest.approx(wanted_s, abs=1)
+
+
+async def test_an_application_that_gives_no_token_is_told_so_before_anything_is_made(server, tmp_path):
+    async def fails():
+        raise RuntimeError("the identity provider is away")
+
+    async def forgets():
+        return None
+
+    for token in (fails, forgets):
+        with pytest.raises(TokenError, match="the application gave none"):
+            await twinlock.sign_up(server.url, "ann", profile=tmp_path / "p", options=twinlock.Options(token=token))
+
+    assert not (tmp_path / "p").exists()

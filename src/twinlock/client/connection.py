@@ -17,14 +17,13 @@ from twinlock.client.backoff import Backoff
 from twinlock.client.device_clock import DeviceClock
 from twinlock.client.options import Token
 from twinlock.client.status import Status, StatusBoard
-from twinlock.client.token_times import refresh_after_s
+from twinlock.client.token_times import fresh_token, refresh_after_s
 from twinlock.client.transport import Address, Dial, Transport, open_transport
 from twinlock.errors import (
     DeviceRevokedError,
     InternalError,
     MalformedFrameError,
     OfflineError,
-    TokenError,
     TwinlockError,
 )
 from twinlock.protocol.calls import Nothing
@@ -197,7 +196,7 @@ class Connection:
         """Serve one session to its end; return why it ended."""
         failure: TwinlockError = OfflineError("the connection ended")
         try:
-            token = await self._fresh_token()
+            token = await fresh_token(self.token)
             async with self._dial(self._address) as transport:
                 await self._serve(transport, peer, token)
         except* TwinlockError as group:
@@ -274,29 +273,12 @@ class Connection:
             self.output()
             self._idle.set()
 
-    async def _fresh_token(self) -> str:
-        """Have the application give a token, where it signs in by its own issuer.
-
-        Raises:
-            TokenError: it gave none.
-        """
-        if self.token is None:
-            return ""
-        try:
-            return await self.token()
-        except TwinlockError:
-            raise
-        except Exception as exc:
-            # The application's code may fail in any way, mostly for want of a network: the next attempt asks again.
-            logger.exception("the application gave no token")
-            raise TokenError("the application gave none") from exc
-
     async def _refresh(self, token: str) -> None:
         """Bring the server a newer token before this session's one ends, again and again."""
         while token and (wait_s := refresh_after_s(token, self._clock.now_ms())) is not None:
             await asyncio.sleep(wait_s)
             try:
-                newer = await self._fresh_token()
+                newer = await fresh_token(self.token)
                 await self.call("session.refresh", RefreshToken(newer), Nothing)
                 token = newer
             except TwinlockError as exc:

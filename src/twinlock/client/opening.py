@@ -12,6 +12,7 @@ from twinlock.client.enrolment import AnonymousSession, Enrolment, enrolling
 from twinlock.client.new_profile import NewProfile, client_of, open_profile, profile_folder, started
 from twinlock.client.options import Options
 from twinlock.client.service_accounts import connect_service
+from twinlock.client.token_times import fresh_token
 from twinlock.client.transport import parse_address
 from twinlock.errors import ApprovalNeededError, CredentialsError, PasswordError
 from twinlock.sealing.identity import AccountKeys
@@ -74,7 +75,7 @@ async def sign_up(
 
     async def enrol(session: AnonymousSession, new: NewProfile) -> Enrolment:
         keys = (AccountKeys.make(options.entropy), new.device_keys)
-        token = await options.token() if options.token is not None else ""
+        token = await fresh_token(options.token)
         made, request = await asyncio.to_thread(
             enrolment.new_account, session.server_id, name, password, keys, options, token
         )
@@ -115,7 +116,7 @@ async def sign_in(
 
     async def enrol(session: AnonymousSession, new: NewProfile) -> Enrolment:
         if options.token is not None:
-            known = await enrolment.open_token(session, await options.token())
+            known = await enrolment.open_token(session, await fresh_token(options.token))
             opened, real_name = known.opened, known.name
         elif name is None or password is None:
             raise CredentialsError("a name and a password are needed")

@@ -1,11 +1,17 @@
-"""When a token of the application's own issuer should be replaced. It is read here, and verified by the server."""
+"""Asking the application for a token of its own issuer, and when to. It is read here, and verified by the server."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import logging
 
 import msgspec
+
+from twinlock.client.options import Token
+from twinlock.errors import TokenError, TwinlockError
+
+logger = logging.getLogger(__name__)
 
 REFRESH_BEFORE_S = 60.0
 """So long before its end a token is replaced, or half of what is left of a short one."""
@@ -16,6 +22,27 @@ WAIT_S_MAX = 86_400.0
 
 class _Claims(msgspec.Struct):
     exp: float
+
+
+async def fresh_token(ask: Token | None) -> str:
+    """Have the application give a token, where it signs in by its own issuer; else there is none.
+
+    Raises:
+        TokenError: it gave none.
+    """
+    if ask is None:
+        return ""
+    try:
+        token = await ask()
+    except TwinlockError:
+        raise
+    except Exception as exc:
+        # The application's code may fail in any way, mostly for want of a network: the next attempt asks again.
+        logger.exception("the application gave no token")
+        raise TokenError("the application gave none") from exc
+    if not isinstance(token, str) or not token:
+        raise TokenError("the application gave none")
+    return token
 
 
 def refresh_after_s(token: str, now_ms: int) -> float | None:
