@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import ssl
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from twinlock.keyservice.node_auth import LIFE_BYTES, NodeGate
 from twinlock.keyservice.service import LocalKeyService, wall_clock_ms
 from twinlock.keyservice.settings import ProcessSettings
 from twinlock.keyservice.wrapper import KeyWrapper
-from twinlock.process import configure_logs, listen, tls_context, web_server
+from twinlock.process import Life, configure_logs, listen, serve_until_signalled, tls_context, web_server
 
 logger = structlog.get_logger(__name__)
 
@@ -53,8 +52,7 @@ class KeyServiceProcess:
         self._now_ms = now_ms
         self._wrapper = wrapper
         self._metrics = KeyServiceMetrics()
-        self._stop_asked = asyncio.Event()
-        self._root: asyncio.Task[None] | None = None
+        self._life = Life("twinlock key service", self._serve)
         self._is_serving = False
         self._door: NodeDoor | None = None
 
@@ -76,27 +74,19 @@ class KeyServiceProcess:
             SettingsError: the address cannot be listened on, or the certificate files are none.
             StoreError, UpdateNeededError, KeyServiceError: as `LocalKeyService.open`.
         """
-        assert self._root is None
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # The one task that belongs to no group: it owns the group, so that any task may call `stop`.
-        self._root = asyncio.create_task(self._serve(started), name="twinlock key service")
-        await asyncio.wait({started, self._root}, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            await self._root
+        await self._life.begin()
 
     async def stop(self) -> None:
         """Answer what was asked, then close the folder. May be called twice."""
-        self._stop_asked.set()
-        await self.wait_stopped()
+        await self._life.end()
 
     async def wait_stopped(self) -> None:
         """Return when it has stopped; raises what ended it if that was an error."""
-        if self._root is not None:
-            await asyncio.shield(self._root)
+        await self._life.ended()
 
     def ask_to_stop(self) -> None:
         """Begin to stop, and return at once: for signal handlers."""
-        self._stop_asked.set()
+        self._life.ask_to_end()
 
     async def _serve(self, started: asyncio.Future[None]) -> None:
         settings = self.settings
@@ -136,7 +126,7 @@ class KeyServiceProcess:
                 self._is_serving = True
                 logger.info("listening", port=self.port, tls=tls is not None, public_key=gate.service_pk.hex())
                 started.set_result(None)
-                await self._stop_asked.wait()
+                await self._life.asked_to_end()
                 self._is_serving = False
                 web.should_exit = True
                 await turning
@@ -176,8 +166,4 @@ def run(settings: ProcessSettings) -> None:
 
 async def _run(settings: ProcessSettings) -> None:
     service = KeyServiceProcess(settings)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, service.ask_to_stop)
-    await service.start()
-    await service.wait_stopped()
+    await serve_until_signalled(service.start, service.ask_to_stop, service.wait_stopped)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import socket
 import ssl
 import sys
@@ -15,7 +14,7 @@ import structlog
 import uvloop
 
 from twinlock.errors import TwinlockError
-from twinlock.process import configure_logs, listen, tls_context, web_server
+from twinlock.process import Life, configure_logs, listen, serve_until_signalled, tls_context, web_server
 from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
@@ -68,8 +67,7 @@ class Server:
         self.port = settings.port
         self.metrics = Metrics()
         self._given_stores = stores
-        self._stop_asked = asyncio.Event()
-        self._root: asyncio.Task[None] | None = None
+        self._life = Life("twinlock server", self._serve)
         self._is_serving = False
 
     @property
@@ -85,27 +83,19 @@ class Server:
             SettingsError: the address cannot be listened on, or the certificate files are none.
             StoreError: a store cannot be opened.
         """
-        assert self._root is None
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        # The one task that belongs to no group: it owns the group, so that any task may call `stop`.
-        self._root = asyncio.create_task(self._serve(started), name="twinlock server")
-        await asyncio.wait({started, self._root}, return_when=asyncio.FIRST_COMPLETED)
-        if not started.done():
-            await self._root
+        await self._life.begin()
 
     async def stop(self) -> None:
         """Drain: tell every client to come back later, finish commits, close the stores. May be called twice."""
-        self._stop_asked.set()
-        await self.wait_stopped()
+        await self._life.end()
 
     async def wait_stopped(self) -> None:
         """Return when the server has stopped; raises what ended it if that was an error."""
-        if self._root is not None:
-            await asyncio.shield(self._root)
+        await self._life.ended()
 
     def ask_to_stop(self) -> None:
         """Begin to stop, and return at once: for signal handlers."""
-        self._stop_asked.set()
+        self._life.ask_to_end()
 
     async def _serve(self, started: asyncio.Future[None]) -> None:
         tls = tls_context(self.settings.tls_certificate, self.settings.tls_key)
@@ -141,7 +131,7 @@ class Server:
                 self._is_serving = True
                 logger.info("listening", port=self.port, tls=self.settings.uses_tls)
                 started.set_result(None)
-                await self._stop_asked.wait()
+                await self._life.asked_to_end()
                 self._is_serving = False
                 for server in web.servers:
                     server.close()
@@ -186,11 +176,7 @@ def run(settings: Settings) -> None:
 
 async def _run(settings: Settings) -> None:
     server = Server(settings)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, server.ask_to_stop)
-    await server.start()
-    await server.wait_stopped()
+    await serve_until_signalled(server.start, server.ask_to_stop, server.wait_stopped)
 
 
 def wall_clock_ms() -> int:
