@@ -66,6 +66,23 @@ async def test_a_link_admits_another_account_and_both_write(world):
     ]
 
 
+async def test_a_name_leads_to_the_space_that_one_made_oneself_whatever_others_call_theirs(world):
+    ann, ben = [await world.unlocked(profile) for profile in ("a", "ben")]
+    bens_own = ben.space("home").id
+    joined = await ben.join(await ann.space("home").invite())
+    trip, other = await ann.create_space("trip"), await ann.create_space("other")
+    for shared_space in (trip, other):
+        await ben.join(await shared_space.invite())
+    await other.rename("trip")
+    await until(lambda: [info.title for info in ben.spaces()].count("trip") == 2)
+
+    assert joined.title == "home"
+    assert ben.space("home").id == bens_own
+    assert ben.space(joined.id).id == joined.id
+    with pytest.raises(UnknownSpaceError, match=f"2 are called 'trip', give an id: .*{trip.id}"):
+        ben.space("trip")
+
+
 async def test_joining_twice_is_fine_and_a_used_link_admits_nobody_else(world):
     ann, ben, cleo = [await world.unlocked(profile) for profile in ("a", "ben", "cleo")]
     link = await ann.space("home").invite()

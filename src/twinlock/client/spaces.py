@@ -83,25 +83,47 @@ class SpaceMaker:
 def find_space(context: DeviceContext, runtimes: Iterable[SpaceRuntime], wanted: str | bytes) -> SpaceRuntime:
     """Return the space of that id or name; a name is found even while the space is locked.
 
+    Of several of one name it is the one that this account made itself: others name the spaces that they share as they
+    like, and must not draw to them what was meant for one's own.
+
     Raises:
         RemovedError, ShreddedError: it ended on this device.
-        UnknownSpaceError: there is none; the message lists those that are known.
+        UnknownSpaceError: there is none, or the name fits several; the message lists those that are known.
     """
     known = list(runtimes)
     identifier = _as_id(wanted)
     for runtime in known:
-        if wanted == runtime.title or runtime.space == identifier:
+        if runtime.space == identifier:
             return runtime
-    index = title_index(context.state.store_key, wanted) if isinstance(wanted, str) else b""
-    for runtime in known:
-        if index and runtime.title is None and context.state.title_index(runtime.space) == index:
-            return runtime
+    found = _named(context, known, wanted) if isinstance(wanted, str) else []
+    own = [runtime for runtime in found if _is_own(context, runtime)]
+    for fitting in (found, own):
+        if len(fitting) == 1:
+            return fitting[0]
+    if found:
+        ids = ", ".join(runtime.space.hex() for runtime in found)
+        raise UnknownSpaceError(f"{len(found)} are called {wanted!r}, give an id: {ids}")
     end = space_ends(context).get(SpaceId(identifier))
     if end is not None:
         raise end.error()
     names = ", ".join(repr(runtime.title or runtime.space.hex()) for runtime in known) or "none"
     shown = wanted if isinstance(wanted, str) else wanted.hex()
     raise UnknownSpaceError(f"{shown!r}; known are: {names}")
+
+
+def _named(context: DeviceContext, known: list[SpaceRuntime], name: str) -> list[SpaceRuntime]:
+    index = title_index(context.state.store_key, name)
+    return [
+        runtime
+        for runtime in known
+        if runtime.title == name or (runtime.title is None and context.state.title_index(runtime.space) == index)
+    ]
+
+
+def _is_own(context: DeviceContext, runtime: SpaceRuntime) -> bool:
+    """Tell whether this account made the space: it is in it since the first entry of the log."""
+    member = runtime.keyring.log.members.get(context.state.home.account)
+    return member is not None and member.granted[0][0] == 1
 
 
 def _as_id(wanted: str | bytes) -> bytes:
