@@ -129,7 +129,9 @@ class DeviceState:
         """
         record = self._vault.get("account-sudo")
         if record is None:
-            raise SudoNeededError("this device keeps no signing key: it was enrolled without a password")
+            raise SudoNeededError(
+                "this device was added without a password, so it keeps no signing key: use another one"
+            )
         return record
 
     def open_sudo(self, passphrase: str, record: bytes) -> AccountKeys:
