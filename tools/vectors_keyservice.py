@@ -14,6 +14,8 @@ from twinlock.ids import Epoch, SpaceId
 from twinlock.keyservice.sheets import make_sheets
 from twinlock.keyservice.wrapper import service_key_context
 from twinlock.protocol.labels import label, u32
+from twinlock.protocol.leased import Leased
+from twinlock.protocol.signed_log import LogPosition
 
 
 def sheets() -> Vector:
@@ -91,6 +93,24 @@ def wrapped_keys() -> Vector:
     return vector("wrapped_key", "sealing.md, section 7", accept, reject)
 
 
+def leased() -> Vector:
+    """What is sealed in a lease."""
+    entropy = SeededEntropy("vectors leased")
+    key, space, account = entropy(32), LogPosition(3, entropy(32)), LogPosition(2, entropy(32))
+    packed = Leased(key, space, account).pack()
+    given = {
+        "key": key.hex(),
+        "space_log": [space.seq, space.head.hex()],
+        "account_log": [account.seq, account.head.hex()],
+    }
+    accept: list[Case] = [{"name": "a key and two heads", "leased": packed.hex(), **given}]
+    refused = {"a key alone": key, "cut short": packed[:-1], "with more behind it": packed + b"\0", "empty": b""}
+    reject: list[Case] = [
+        {"name": name, "leased": data.hex(), "error": "open_failed"} for name, data in refused.items()
+    ]
+    return vector("leased", "sealing.md, section 7", accept, reject)
+
+
 def _given(some: list[str]) -> Case:
     return {"sheets": list(some)}
 
@@ -101,4 +121,4 @@ def _words(entropy: SeededEntropy, secret: bytes) -> list[str]:
         return [" ".join(sheet.words) for sheet in make_sheets(secret, 5, 3)]
 
 
-MAKERS = {"sheets": sheets, "root_backup": root_backups, "wrapped_key": wrapped_keys}
+MAKERS = {"sheets": sheets, "root_backup": root_backups, "wrapped_key": wrapped_keys, "leased": leased}

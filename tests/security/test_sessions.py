@@ -50,6 +50,7 @@ from twinlock.protocol.calls import (
 )
 from twinlock.protocol.client import ClientIdentity, ClientSession
 from twinlock.protocol.frames import Ack, Hello, Push, Reject, Welcome
+from twinlock.protocol.leased import Leased
 from twinlock.sealing import DeviceKeys, RecoveryKit, open_wrapped, unlock
 from twinlock.testing.traffic_tap import TrafficTap, free_port
 
@@ -380,7 +381,10 @@ async def opens(leases, device, room, wire) -> bool:
             room.space, grant.epoch, name, grant.not_after_ms, wire.challenge.incarnation, leases.nonce
         )
         try:
-            return hpke.open_sealed(device.kem, grant.sealed, info) == room.keys.service_key.expose()
+            return (
+                Leased.unpack(hpke.open_sealed(device.kem, grant.sealed, info)).service_key
+                == room.keys.service_key.expose()
+            )
         except Exception:
             continue
     return False

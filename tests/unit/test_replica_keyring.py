@@ -2,12 +2,15 @@
 
 import pytest
 
-from twinlock.errors import KeyMismatchError, LeaseExpiredError, LeaseRefusedError, LogForkError
+from twinlock.errors import KeyMismatchError, LeaseExpiredError, LeaseRefusedError, LogForkError, OpenError
 from twinlock.ids import Epoch, Incarnation
 from twinlock.protocol import hpke, proofs
+from twinlock.protocol.account_log import replay_account
 from twinlock.protocol.frames import Grant, Leases
+from twinlock.protocol.leased import Leased
 from twinlock.protocol.space_rules import replay_space
 from twinlock.replica.keyring import CLOCK_BACK_MS_MAX, LEASE_RENEWAL_MS, Keyring
+from twinlock.sealing.identity import revoke_entry
 from twinlock.sealing.space_entries import config_lease_entry, space_genesis
 from twinlock.sealing.suite import ServiceKey
 from twinlock.testing.simulator import START_MS, Simulation
@@ -36,8 +39,9 @@ def keyring(simulation) -> Keyring:
 def leases(simulation, keyring, key: bytes | None = None, told_ms: int = NOW + HOUR, sealed_ms: int = NOW + HOUR):
     info = proofs.lease_info(keyring.space, FIRST, keyring.device, sealed_ms, INCARNATION, NONCE)
     raw = simulation.world.keys[FIRST][1].expose() if key is None else key
-    grant = Grant(FIRST, told_ms, hpke.seal(simulation.devices[0].keys.kem_pk, raw, info))
-    log = simulation.world.log
+    log, account = simulation.world.log, simulation.world.account
+    content = Leased(raw, log.position, account.position).pack()
+    grant = Grant(FIRST, told_ms, hpke.seal(simulation.devices[0].keys.kem_pk, content, info))
     return Leases(keyring.space, NONCE, [grant], log.seq, log.head, 0, b"")
 
 
@@ -64,6 +68,29 @@ def test_a_clock_set_back_counts_as_expired(simulation, keyring):
 def test_a_changed_end_breaks_the_lease(simulation, keyring):
     with pytest.raises(Exception, match="open_failed"):
         keyring.on_leases(leases(simulation, keyring, told_ms=NOW + 9 * HOUR), NONCE, INCARNATION, NOW)
+
+
+def test_a_key_service_that_was_kept_from_a_log_is_noticed(simulation, keyring):
+    keyring.note_asked()
+    assert keyring.on_leases(leases(simulation, keyring), NONCE, INCARNATION, NOW) == (False, False)
+
+    # This device learns of an entry of its own account's log, say a revocation, and asks again.
+    answer = leases(simulation, keyring)
+    world = simulation.world
+    entry = revoke_entry(world.account_keys, world.account, simulation.devices[1].keys.device)
+    keyring.install_account(replay_account([entry], world.account))
+    before_asking = keyring.on_leases(answer, NONCE, INCARNATION, NOW)
+    keyring.note_asked()
+
+    assert before_asking == (False, False), "what comes while the answer is under way is no fault"
+    assert keyring.on_leases(answer, NONCE, INCARNATION, NOW) == (False, True)
+    assert keyring.newest_keys().epoch == FIRST
+
+
+def test_what_is_no_lease_is_refused():
+    for content in (b"", bytes(32), bytes(111), bytes(113)):
+        with pytest.raises(OpenError):
+            Leased.unpack(content)
 
 
 def test_a_wrong_service_key_is_loud(simulation, keyring):

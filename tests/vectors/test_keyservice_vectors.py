@@ -12,11 +12,12 @@ from twinlock.keyservice.root_backup import RootBackup, SplitKey
 from twinlock.keyservice.sheets import join_sheets
 from twinlock.keyservice.wrapper import service_key_context
 from twinlock.keyservice.wrapper_file import FileKeyWrapper
+from twinlock.protocol.leased import Leased
 
 FOLDER = Path(__file__).parents[2] / "spec" / "vectors"
 CASES = [
     pytest.param(construct, part, case, id=f"{construct}: {case['name']}")
-    for construct in ("root_backup", "sheets", "wrapped_key")
+    for construct in ("leased", "root_backup", "sheets", "wrapped_key")
     for part in ("accept", "reject")
     for case in json.loads((FOLDER / f"{construct}.json").read_text(encoding="utf-8"))[part]
 ]
@@ -29,7 +30,7 @@ def of(case, name: str) -> bytes:
 
 @pytest.mark.parametrize(("construct", "part", "case"), CASES)
 def test_a_vector_is_read_as_the_spec_says(construct, part, case, tmp_path):
-    check = {"sheets": check_sheets, "root_backup": check_root_backup, "wrapped_key": check_wrapped_key}[construct]
+    check = globals()[f"check_{construct}"]
     if part == "accept":
         check(case, tmp_path)
         return
@@ -40,6 +41,13 @@ def test_a_vector_is_read_as_the_spec_says(construct, part, case, tmp_path):
 
 def check_sheets(case, _folder):
     assert join_sheets(case["sheets"]) == of(case, "secret")
+
+
+def check_leased(case, _folder):
+    leased = Leased.unpack(of(case, "leased"))
+    told = [[position.seq, position.head.hex()] for position in (leased.space, leased.account)]
+    assert (leased.service_key, *told) == (of(case, "key"), case["space_log"], case["account_log"])
+    assert leased.pack() == of(case, "leased")
 
 
 def check_root_backup(case, _folder):

@@ -8,7 +8,14 @@ from enum import Enum
 from twinlock.client.connection import Connection
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import LeaseRefusedError, RemovedError, ShreddedError, TwinlockError, UnknownSpaceError
+from twinlock.errors import (
+    LeaseRefusedError,
+    LogForkError,
+    RemovedError,
+    ShreddedError,
+    TwinlockError,
+    UnknownSpaceError,
+)
 from twinlock.ids import Incarnation
 from twinlock.protocol.frames import Leases
 
@@ -48,6 +55,7 @@ class LeaseKeeper:
             return
         wanted = runtime.keyring.wanted_epochs(now_ms)
         if wanted:
+            runtime.keyring.note_asked()
             runtime.lease_nonce = session.request_lease(runtime.space, wanted, now_ms)
             self._connection.output()
 
@@ -61,7 +69,7 @@ class LeaseKeeper:
         nonce, runtime.lease_nonce = runtime.lease_nonce, b""
         now_ms = self._context.clock.now_ms()
         try:
-            has_grown = runtime.keyring.on_leases(frame, nonce, incarnation, now_ms)
+            outcome = runtime.keyring.on_leases(frame, nonce, incarnation, now_ms)
         except TwinlockError as exc:
             logger.warning("no lease", extra={"space": runtime.space.hex(), "code": exc.code})
             self._connection.last_error = exc
@@ -71,7 +79,11 @@ class LeaseKeeper:
             runtime.lease_failures += 1
             return LeaseNews.NOTHING
         self.ask_anew(runtime)
-        return LeaseNews.LOG_GROWN if has_grown or not runtime.keyring.has_member_key else LeaseNews.KEYS
+        if outcome.is_stale:
+            # The keys are good. But others may get keys whom a signed log has shut out since.
+            logger.error("the key service stands on older logs", extra={"space": runtime.space.hex()})
+            self._connection.last_error = LogForkError("the key service stands on older logs than this device")
+        return LeaseNews.LOG_GROWN if outcome.has_grown or not runtime.keyring.has_member_key else LeaseNews.KEYS
 
     def forget_requests(self, runtime: SpaceRuntime) -> None:
         """The connection ended: what was asked is not answered any more.

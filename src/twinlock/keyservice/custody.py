@@ -23,6 +23,7 @@ from twinlock.keyservice.service_key import ServiceKey
 from twinlock.protocol import hpke
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
 from twinlock.protocol.frames import Grant, Lease, Leases
+from twinlock.protocol.leased import Leased
 from twinlock.protocol.proofs import lease_info, lease_message, pending_message
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.protocol.space_rules import replay_space
@@ -90,7 +91,7 @@ class Custody:
             self._refuse(record, f"epoch {request.epoch} does not follow epoch {space.epoch}")
         key = ServiceKey.generate()
         binding = _Binding(request.space, asking, _not_after(space, asking.now_ms), request.nonce)
-        grant = _grant(asker, binding, request.epoch, key)
+        grant = _grant(asker, binding, request.epoch, key.expose())
         commit = self._keys.add_pending(request.space, request.epoch, asking.account, key, asking.now_ms)
         self._ledger.append(msgspec.structs.replace(record, not_after_ms=binding.not_after_ms))
         return CreatePendingResult(commit, grant)
@@ -111,7 +112,8 @@ class Custody:
             key = keys.get(epoch)
             if key is None:
                 self._refuse(record, f"there is no epoch {epoch}")
-            grants.append(_grant(asker, binding, epoch, key))
+            leased = Leased(key.expose(), space.position, asker.account.position)
+            grants.append(_grant(asker, binding, epoch, leased.pack()))
         self._ledger.append(msgspec.structs.replace(record, not_after_ms=binding.not_after_ms))
         heads = (space.seq, space.head, asker.account.seq, asker.account.head)
         return Leases(request.space, request.nonce, grants, *heads)
@@ -192,11 +194,11 @@ class _Binding(msgspec.Struct, frozen=True):
     nonce: bytes
 
 
-def _grant(asker: Asker, binding: _Binding, epoch: Epoch, key: ServiceKey) -> Grant:
+def _grant(asker: Asker, binding: _Binding, epoch: Epoch, content: bytes) -> Grant:
     asking = binding.asking
     info = lease_info(binding.space, epoch, asking.device, binding.not_after_ms, asking.incarnation, binding.nonce)
     try:
-        return Grant(epoch, binding.not_after_ms, hpke.seal(asker.record.kem_pk, key.expose(), info))
+        return Grant(epoch, binding.not_after_ms, hpke.seal(asker.record.kem_pk, content, info))
     except ValueError as exc:
         raise LeaseRefusedError("the device's key cannot be sealed to") from exc
 

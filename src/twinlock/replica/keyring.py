@@ -7,7 +7,7 @@ since these keys are what opens the replica's own file.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -25,13 +25,14 @@ from twinlock.protocol import hpke
 from twinlock.protocol.account_log import AccountState
 from twinlock.protocol.calls import KeyringRow
 from twinlock.protocol.frames import Grant, Leases
+from twinlock.protocol.leased import Leased
 from twinlock.protocol.limits import LEASE_EPOCHS_MAX
 from twinlock.protocol.proofs import lease_info
 from twinlock.protocol.signed_log import LogPosition, check_continuation
 from twinlock.protocol.space_log import SpaceLogState
 from twinlock.sealing.identity import DeviceKeys
 from twinlock.sealing.space_keys import EpochKeys, check_service_key, open_epoch, open_link, unwrap_member_key
-from twinlock.sealing.suite import SECRET_BYTES, MemberKey, ServiceKey
+from twinlock.sealing.suite import MemberKey, ServiceKey
 
 LEASE_RENEWAL_MS = 30 * 60_000
 """A lease is renewed at the latest this long after it was given, while online."""
@@ -65,6 +66,17 @@ class _Held(msgspec.Struct, frozen=True):
     leased_ms: int
 
 
+class LeaseOutcome(NamedTuple):
+    """What an answer of the key service tells of the logs.
+
+    `has_grown`: the space's log has entries that are not known here. `is_stale`: the key service was kept from entries
+    that were known here when it was asked, such as a revocation.
+    """
+
+    has_grown: bool
+    is_stale: bool
+
+
 class AccountReader(Protocol):
     """The half of an account's keys that reads: a device holds the signing half only while the person is at it."""
 
@@ -86,6 +98,7 @@ class Keyring:
     __slots__ = (
         "_account_keys",
         "_accounts",
+        "_asked",
         "_device_keys",
         "_leases",
         "_log",
@@ -114,6 +127,7 @@ class Keyring:
         self._leases: dict[Epoch, _Held] = {}
         self._opened: dict[Epoch, EpochKeys] = {}
         self._newest_ms = 0
+        self._asked = (0, 0)
         self._renewal_ms = renewal_ms
 
     # Logs
@@ -226,8 +240,13 @@ class Keyring:
             return now_ms
         return min(held.leased_ms for held in self._leases.values()) + self._renewal_ms
 
-    def on_leases(self, frame: Leases, nonce: bytes, incarnation: Incarnation, now_ms: int) -> bool:
-        """Take in the answer to a request with that nonce; return whether the space's log has grown meanwhile.
+    def note_asked(self) -> None:
+        """Leases are asked for now: what is known of the logs by now, the key service must stand on."""
+        own = self._accounts.get(self.account)
+        self._asked = (self._log.seq, own.seq if own is not None else 0)
+
+    def on_leases(self, frame: Leases, nonce: bytes, incarnation: Incarnation, now_ms: int) -> LeaseOutcome:
+        """Take in the answer to a request with that nonce, and tell what it says of the logs.
 
         Raises:
             LeaseRefusedError: the key service refused (revoked, removed, shredded); other codes raise their errors.
@@ -242,19 +261,19 @@ class Keyring:
         grown = told.seq > self._log.seq
         if not grown and self._log.head_prefixes.get(told.head[:8]) != told.seq:
             raise LogForkError("the key service stands on an entry that this device does not have")
-        for grant in frame.grants:
-            self._install_grant(grant, nonce, incarnation, now_ms)
-        return grown
+        stale = [self._install_grant(grant, nonce, incarnation, now_ms) for grant in frame.grants]
+        return LeaseOutcome(grown, any(stale))
 
-    def _install_grant(self, grant: Grant, nonce: bytes, incarnation: Incarnation, now_ms: int) -> None:
+    def _install_grant(self, grant: Grant, nonce: bytes, incarnation: Incarnation, now_ms: int) -> bool:
+        """Take in a service key; return whether it was released on older logs than this device knew when it asked."""
         record = self._log.epochs.get(grant.epoch)
         if record is None:
-            return
+            return False
         info = lease_info(self.space, grant.epoch, self.device, grant.not_after_ms, incarnation, nonce)
-        raw = hpke.open_sealed(self._device_keys.kem, grant.sealed, info)
-        if len(raw) != SECRET_BYTES:
-            raise OpenError
-        self.install_service_key(grant.epoch, ServiceKey(raw), grant.not_after_ms, now_ms)
+        leased = Leased.unpack(hpke.open_sealed(self._device_keys.kem, grant.sealed, info))
+        self.install_service_key(grant.epoch, ServiceKey(leased.service_key), grant.not_after_ms, now_ms)
+        space_seq, account_seq = self._asked
+        return leased.space.seq < space_seq or leased.account.seq < account_seq
 
     def install_service_key(self, epoch: Epoch, key: ServiceKey, not_after_ms: int, now_ms: int) -> None:
         """Take in a service key that was released until a time.

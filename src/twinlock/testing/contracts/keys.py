@@ -224,8 +224,10 @@ class LeaseContract:
         assert (leases.space, leases.nonce, leases.code) == (space.id, request.nonce, "")
         assert [grant.epoch for grant in leases.grants] == [3, 1]
         for grant in leases.grants:
-            opened_key = owner.open(space.id, grant, request.nonce)
-            assert opened_key == space.epochs[grant.epoch].service_key.expose()
+            leased = owner.leased(space.id, grant, request.nonce)
+            assert leased.service_key == space.epochs[grant.epoch].service_key.expose()
+            # What is sealed beside the key is what the frame says, which anybody on the way could alter.
+            assert (leased.space, leased.account) == (state.position, owner.state.position)
         assert (leases.space_log_seq, leases.space_log_head) == (state.seq, state.head)
         assert (leases.account_log_seq, leases.account_log_head) == (owner.state.seq, owner.state.head)
 

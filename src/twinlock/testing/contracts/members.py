@@ -10,6 +10,7 @@ from twinlock.protocol import hpke
 from twinlock.protocol.account_log import AccountState, replay_account
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, SignedEntry
 from twinlock.protocol.frames import Grant, Lease
+from twinlock.protocol.leased import KEY_BYTES, Leased
 from twinlock.protocol.proofs import lease_info, lease_message, pending_message
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
@@ -85,10 +86,15 @@ class Person:
         message = lease_message(space, wanted, nonce, time_ms, self.keys.account, self.device.device)
         return Lease(space, wanted, nonce, time_ms, self.device.sign.sign(message))
 
+    def leased(self, space: SpaceId, grant: Grant, nonce: bytes, incarnation: Incarnation = INCARNATION) -> Leased:
+        """Return what a lease holds for this device."""
+        info = lease_info(space, grant.epoch, self.device.device, grant.not_after_ms, incarnation, nonce)
+        return Leased.unpack(hpke.open_sealed(self.device.kem, grant.sealed, info))
+
     def open(self, space: SpaceId, grant: Grant, nonce: bytes, incarnation: Incarnation = INCARNATION) -> bytes:
         """Return the service key that a grant holds for this device."""
         info = lease_info(space, grant.epoch, self.device.device, grant.not_after_ms, incarnation, nonce)
-        return hpke.open_sealed(self.device.kem, grant.sealed, info)
+        return hpke.open_sealed(self.device.kem, grant.sealed, info)[:KEY_BYTES]
 
 
 class OwnedSpace:
