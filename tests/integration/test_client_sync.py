@@ -91,7 +91,7 @@ async def test_a_fault_of_this_side_ends_no_more_than_one_connection(world, monk
 
     monkeypatch.setattr(Courier, "tend", tend_with_a_fault)
     with caplog.at_level(logging.CRITICAL):
-        await until(lambda: db.status == "disconnected")
+        await until(lambda: db.status == "reconnecting")
         await db.space("home").collection("todos").add({"text": "meanwhile"})
 
         async with asyncio.timeout(10):

@@ -116,24 +116,25 @@ class Connection:
     async def run(self, peer: Peer) -> None:
         """Connect, serve and reconnect until cancelled."""
         self._board.set_connection(Status.CONNECTING)
-        try:
-            while True:
-                # Each session is a task of its own: when a part of it fails, a TaskGroup before Python 3.13 leaves a
-                # cancellation on its task that is not meant for it, and the wait below would end for ever.
-                async with asyncio.TaskGroup() as sessions:
-                    session = sessions.create_task(self._serve_once(peer))
-                failure = session.result()
-                self.last_error = failure
-                peer.on_failure(failure)
-                if isinstance(failure, DeviceRevokedError):
-                    self.told_revoked.set()
-                self._first_try.set()
-                self._board.set_connection(Status.RECONNECTING)
-                delay_ms = self._backoff.next_delay_ms(self._monotonic_ms(), failure.retry_after_ms)
-                logger.info("waiting to reconnect", extra={"delay_ms": delay_ms, "code": failure.code})
-                await self._wait(delay_ms)
-        finally:
-            self._board.set_connection(Status.DISCONNECTED)
+        while True:
+            # Each session is a task of its own: when a part of it fails, a TaskGroup before Python 3.13 leaves a
+            # cancellation on its task that is not meant for it, and the wait below would end for ever.
+            async with asyncio.TaskGroup() as sessions:
+                session = sessions.create_task(self._serve_once(peer))
+            failure = session.result()
+            self.last_error = failure
+            peer.on_failure(failure)
+            if isinstance(failure, DeviceRevokedError):
+                self.told_revoked.set()
+            self._first_try.set()
+            self._board.set_connection(Status.RECONNECTING)
+            delay_ms = self._backoff.next_delay_ms(self._monotonic_ms(), failure.retry_after_ms)
+            logger.info("waiting to reconnect", extra={"delay_ms": delay_ms, "code": failure.code})
+            await self._wait(delay_ms)
+
+    def note_fault(self) -> None:
+        """A fault of this side ended `run`; it begins anew. What ends it for good is shown by whoever ends it."""
+        self._board.set_connection(Status.RECONNECTING)
 
     @property
     def address(self) -> Address:

@@ -78,6 +78,7 @@ class Supervisor:
         except* Exception:
             # Who waits for the server must not wait for ever because of a fault here: the log says what it was.
             logger.exception("a fault of this side ended the connection; it begins anew")
+            self._connection.note_fault()
         return was_revoked
 
     async def _heed_revocation(self) -> None:
