@@ -136,7 +136,8 @@ async def test_watching_ends_when_the_database_closes(db, home):
     await asyncio.sleep(0)
     await db.close()
 
-    assert await asyncio.wait_for(watching, 5) == [0]
+    # One snapshot, or two where the device had not caught up when it began to watch.
+    assert set(await asyncio.wait_for(watching, 5)) == {0}
     with pytest.raises(ClosedError):
         await home.collection("todos").get()
 
