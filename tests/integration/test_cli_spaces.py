@@ -40,7 +40,8 @@ async def test_a_space_is_made_shared_and_ended_from_the_shell(run):
     await run("ben", "join", link, status=1)
     assert "ben" in await run("a", "invites", "family")
     await run("a", "approve", "family", "ben")
-    assert (await run("ben", "join", link)).strip() == space
+    # From the standard input the secret shows in no list of processes.
+    assert (await run("ben", "join", stdin=f"{link}\n")).strip() == space
     assert "family" in await run("ben", "list")
 
     members = await run("ben", "members", "family")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -26,7 +27,14 @@ RoleName = Annotated[
     Literal["owner", "admin", "editor", "reader", "sender"],
     typer.Argument(help="owner, admin, editor, reader or sender.", metavar="ROLE"),
 ]
-Link = Annotated[str, typer.Argument(help="An invite link.", metavar="LINK", show_default=False)]
+Link = Annotated[
+    str | None,
+    typer.Argument(
+        help="An invite link. Left out, it is asked for: its secret then shows to no other user of this machine.",
+        metavar="[LINK]",
+        show_default=False,
+    ),
+]
 
 space = typer.Typer(name="space", help="Make and share spaces, and change who is in them.", no_args_is_help=True)
 
@@ -89,9 +97,9 @@ def uninvite(
 
 
 @space.command()
-def join(link: Link, password: Password, profile: ProfileFolder = None) -> None:
+def join(password: Password, link: Link = None, profile: ProfileFolder = None) -> None:
     """Join the space of an invite link; its id goes to the standard output."""
-    run(_join(link, password, profile))
+    run(_join(link or _asked_link(), password, profile))
 
 
 @space.command()
@@ -194,6 +202,12 @@ async def _list(profile: Path | None) -> None:
 async def _create(title: str, password: str, lease_hours: int | None, profile: Path | None) -> None:
     async with unlocked(profile, password) as db:
         print((await db.create_space(title, lease_hours)).id)
+
+
+def _asked_link() -> str:
+    if sys.stdin.isatty():
+        return str(typer.prompt("Invite link", hide_input=True, err=True))
+    return sys.stdin.readline().strip()
 
 
 async def _join(link: str, password: str, profile: Path | None) -> None:
