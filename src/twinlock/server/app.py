@@ -124,10 +124,7 @@ class Server:
                 web = web_server(http, tls, sync)
                 await web.startup(sockets=[listener])
                 turning = group.create_task(web.main_loop())
-                services.tasks.spawn(services.changes.finish_shredding(), "finish shredding")
-                services.tasks.spawn(_clean_for_ever(services), "clean")
-                services.tasks.spawn(_end_sessions_for_ever(services), "end sessions")
-                services.tasks.spawn(_note_visits_for_ever(services), "note visits")
+                spawn_upkeep(services)
                 self._is_serving = True
                 logger.info("listening", port=self.port, tls=self.settings.uses_tls)
                 started.set_result(None)
@@ -230,6 +227,14 @@ def build_services(
         metrics=metrics,
         now_ms=now_ms,
     )
+
+
+def spawn_upkeep(services: Services) -> None:
+    """Begin what a server does by itself, beside answering."""
+    services.tasks.spawn(services.changes.finish_shredding(), "finish shredding")
+    services.tasks.spawn(_clean_for_ever(services), "clean")
+    services.tasks.spawn(_end_sessions_for_ever(services), "end sessions")
+    services.tasks.spawn(_note_visits_for_ever(services), "note visits")
 
 
 async def _clean_for_ever(services: Services) -> None:

@@ -27,7 +27,7 @@ from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead,
 from twinlock.protocol.codec import decode_client, encode
 from twinlock.protocol.frames import Goaway, Lease, Leases, Notice, ServerFrame
 from twinlock.protocol.server import ServerSession
-from twinlock.server.app import build_services
+from twinlock.server.app import build_services, spawn_upkeep
 from twinlock.server.heartbeat import Beating, Heartbeat
 from twinlock.server.metrics import Metrics
 from twinlock.server.secrets_file import make_secrets
@@ -379,6 +379,7 @@ class Node:
                 services = build_services(settings, stores, Tasks(group), metrics, self._heartbeat, self.now_ms)
                 self.services = services
                 self.dispatcher = Dispatcher(services, frozenset({ORIGIN}))
+                spawn_upkeep(services)
                 started.set_result(None)
                 await asyncio.get_running_loop().create_future()
         finally:
