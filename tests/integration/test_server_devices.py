@@ -41,23 +41,8 @@ from twinlock.protocol.membership_calls import Names, NamesResult
 from twinlock.sealing.account_requests import rekem_request
 from twinlock.sealing.identity import DeviceKeys, device_entry, rekem_entry, revoke_entry
 from twinlock.sealing.vault import RecoveryKit, make_unlocker, open_wrapped, unlock
-from twinlock.server import Server, Settings
 from twinlock.server.presence import NOTE_INTERVAL_MS, Presence
 from twinlock.server.sequencer import Author
-from twinlock.server.stores import open_stores
-
-
-@pytest.fixture
-async def stores():
-    return await open_stores(Settings(engine="memory:"))
-
-
-@pytest.fixture
-async def server(stores):
-    running = Server(Settings(engine="memory:", port=0, unlocker_tries_per_min=0), stores)
-    await running.start()
-    yield running
-    await running.stop()
 
 
 @pytest.fixture

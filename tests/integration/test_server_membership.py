@@ -6,7 +6,6 @@ import msgspec
 import pytest
 
 from tests.membership_kit import (
-    House,
     attach_refusal,
     identity,
     lease,
@@ -18,7 +17,7 @@ from tests.membership_kit import (
     stored_rows,
     written,
 )
-from tests.server_kit import CallFailed, make_world
+from tests.server_kit import CallFailed
 from twinlock.ids import Epoch
 from twinlock.protocol.calls import (
     AppendLog,
@@ -41,35 +40,6 @@ from twinlock.sealing.space_entries import (
     member_entry,
     shred_entry,
 )
-from twinlock.server import Server, Settings
-from twinlock.server.stores import open_stores
-
-
-@pytest.fixture
-async def stores():
-    return await open_stores(Settings(engine="memory:"))
-
-
-@pytest.fixture
-async def server(stores):
-    running = Server(Settings(engine="memory:", port=0, unlocker_tries_per_min=0), stores)
-    await running.start()
-    yield running
-    await running.stop()
-
-
-@pytest.fixture
-async def house(server):
-    owner = await make_world(server)
-    wire = await owner.open()
-    await wire.attach(owner.space)
-    return House(owner, wire)
-
-
-@pytest.fixture
-async def ben(server):
-    return await make_person(server)
-
 
 # Going out
 
