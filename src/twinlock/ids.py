@@ -16,6 +16,9 @@ SpaceId = NewType("SpaceId", bytes)
 EnvelopeId = NewType("EnvelopeId", bytes)
 """32 bytes: the hash of an envelope's header and of its ciphertext's hash."""
 
+BlobId = NewType("BlobId", bytes)
+"""16 random bytes that name a sealed file."""
+
 Incarnation = NewType("Incarnation", bytes)
 """16 random bytes that name one life of a server's database; replaced at every restore."""
 
@@ -31,7 +34,7 @@ Counter = NewType("Counter", int)
 Epoch = NewType("Epoch", int)
 """The number of a space's pair of keys, from 1."""
 
-AnyId = AccountId | DeviceId | SpaceId | EnvelopeId | Incarnation | LogId
+AnyId = AccountId | DeviceId | SpaceId | EnvelopeId | BlobId | Incarnation | LogId
 
 ID_BYTES = 16
 ENVELOPE_ID_BYTES = 32

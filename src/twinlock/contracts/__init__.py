@@ -1,25 +1,44 @@
 """What the server needs from an engine and a key service: abstract classes that state durability and order."""
 
+from twinlock.contracts.blobs import BlobStore, StoredPart
 from twinlock.contracts.broker import Broker, Receiver
 from twinlock.contracts.chains import AppendPlan, plan_append
 from twinlock.contracts.directory import Change, Directory, Record, check_record
 from twinlock.contracts.keys import Asking, KeyService
-from twinlock.contracts.log import Append, DeviceHead, Log, Outcome, SpaceState
+from twinlock.contracts.log import (
+    APPEND_BYTES_MAX,
+    APPEND_ENVELOPES_MAX,
+    Append,
+    DeviceHead,
+    Follower,
+    Foreign,
+    Log,
+    Note,
+    Outcome,
+    SpaceState,
+)
 
 __all__ = [
+    "APPEND_BYTES_MAX",
+    "APPEND_ENVELOPES_MAX",
     "Append",
     "AppendPlan",
     "Asking",
+    "BlobStore",
     "Broker",
     "Change",
     "DeviceHead",
     "Directory",
+    "Follower",
+    "Foreign",
     "KeyService",
     "Log",
+    "Note",
     "Outcome",
     "Receiver",
     "Record",
     "SpaceState",
+    "StoredPart",
     "check_record",
     "plan_append",
 ]

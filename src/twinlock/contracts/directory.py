@@ -56,6 +56,13 @@ class Directory(ABC):
         """Return every key that begins with a prefix, sorted by key."""
 
     @abstractmethod
+    def scan(self) -> AsyncIterator[tuple[str, Record]]:
+        """Yield every record there is, each key once, in any order, never holding all of them in memory.
+
+        What changes meanwhile appears as it was or as it is.
+        """
+
+    @abstractmethod
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Yield every change of keys that begin with a prefix, later than this call.
 

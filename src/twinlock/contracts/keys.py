@@ -32,14 +32,22 @@ class KeyService(ABC):
     """
 
     @abstractmethod
-    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+    async def take_turn(self, log: LogId) -> int:
+        """Begin to change a log, and return a number above 0 by which `append_log` knows that nobody began later.
+
+        A node that stalls in the middle of a change can so do no harm: whoever waited for it takes a turn, and its
+        append is refused. Turns are kept in memory alone; after a restart none that was given before holds.
+        """
+
+    @abstractmethod
+    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int = 0) -> LogHead:
         """Check entries by the rules of their log, store them durably, and return the new head.
 
         The kind of log (account or space) follows from the genesis entry. An `epoch` entry is taken only if its
         `b_commit` is the pending key that was made for its signer. Appending what is already there is fine.
 
         Raises:
-            LogConflictError: the log has other entries from `expect_seq` on.
+            LogConflictError: the log has other entries from `expect_seq` on, or `turn` is not 0 nor the latest.
             LogInvalidError, SignatureError: an entry breaks a rule; nothing was stored.
             UpdateNeededError: an entry is of a type that this version does not know.
             LimitExceededError: more than LOG_PAGE_ENTRIES_MAX entries at once.

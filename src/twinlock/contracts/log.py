@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from enum import Enum
 
 import msgspec
 
@@ -43,6 +44,31 @@ class Append(msgspec.Struct, frozen=True):
 Outcome = list[Seq] | TwinlockError
 """What came of an append: one seq for each envelope, or why nothing was appended."""
 
+APPEND_ENVELOPES_MAX = 4096
+APPEND_BYTES_MAX = 4 << 20
+"""An append carries at most so many envelopes, and so many bytes of them."""
+
+
+class Note(Enum):
+    """What a node tells the others through a space's log, in order with its entries."""
+
+    FENCE = "fence"
+    """A change of the space's signed log begins or has ended: look at the directory."""
+
+    CUT = "cut"
+    """The start has moved, or what was cut is deleted: ask for the state."""
+
+
+class Foreign(msgspec.Struct, frozen=True):
+    """What another node did to a space: it appended `entries`, or it left a `note`."""
+
+    entries: list[Entry]
+    note: Note | None = None
+
+
+Follower = Callable[[Foreign], None]
+"""Called in the event loop with what other nodes did, one thing after the other; must not block nor raise."""
+
 
 class Log(ABC):
     """Per space one total order of envelopes.
@@ -55,6 +81,8 @@ class Log(ABC):
       another id, a gap, or a wrong `prev` refuses the whole append with `AppendConflictError`.
     - `watch` continues `read` without gap or overlap.
     - A cut takes effect for new readers at once; what it covers is deleted only by `clean`, after the grace.
+    - Several nodes may each have a `Log` of their own on one store. An append of one of them that did not know of an
+      append of another is tried again behind it, so that all of the above holds over all nodes; `follow` tells.
     """
 
     @property
@@ -99,6 +127,24 @@ class Log(ABC):
         """Yield all entries after a seq, in order, each once, as they become durable; end when the log is closed."""
 
     @abstractmethod
+    def follow(self, space: SpaceId, after: Seq, follower: Follower) -> Callable[[], None]:
+        """Tell of everything that other nodes do to a space after a seq, in order and each once, until ended.
+
+        In order with this node's own appends too: what others did below an own append is told before the outcome of
+        that append, and what they did above it afterwards. What this node does itself is not told. An engine of a
+        single process has no other nodes. Returns what ends it.
+        """
+
+    @abstractmethod
+    async def fence(self, space: SpaceId) -> SpaceState:
+        """Leave `Note.FENCE` for the other nodes, durably, and return the state at that very place of the log.
+
+        Every append of another node that comes after it was made by a node that had been told of the fence before
+        (by `follow`, or because its state was read later). No reader ever sees it. An engine of a single process just
+        returns the state.
+        """
+
+    @abstractmethod
     async def cut(self, space: SpaceId, upto: Seq, now_ms: int) -> SpaceState:
         """Deliver from `upto + 1` on; `start` only rises. Return the new state.
 
@@ -117,6 +163,19 @@ class Log(ABC):
     @abstractmethod
     async def purge(self, space: SpaceId) -> None:
         """Delete every entry of a space; the heads of its devices survive."""
+
+    @abstractmethod
+    async def spaces(self, after: SpaceId, count_max: int) -> list[SpaceId]:
+        """Return the spaces that anything was ever appended to, sorted, those above an id: a page of all of them."""
+
+    @abstractmethod
+    async def adopt(self, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]) -> None:
+        """Take over entries of a space from a backup or another engine, durably; they get seqs of this log's own.
+
+        Their order and receive times are kept, nothing is checked. What lies at or below the head that its device has
+        here is passed over, so that a page may come twice. Then the heads are raised to those given: of devices whose
+        last entries were cut away. For a space that nobody serves.
+        """
 
     @abstractmethod
     async def close(self) -> None:

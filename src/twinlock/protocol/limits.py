@@ -52,3 +52,15 @@ COLLECTION_NAME_BYTES_MAX: Final = 256
 DOCUMENT_DEPTH_MAX: Final = 32
 ACCOUNT_NAME_BYTES_MAX: Final = 128
 SPACE_TITLE_BYTES_MAX: Final = 256
+
+BLOB_CHUNK_BYTES: Final = 1 << 20
+"""Plaintext of one chunk of a blob; all but the last are full."""
+
+BLOB_CHUNK_TAG_BYTES: Final = 16
+BLOB_PART_CHUNKS: Final = 8
+BLOB_PART_BYTES: Final = BLOB_PART_CHUNKS * (BLOB_CHUNK_BYTES + BLOB_CHUNK_TAG_BYTES)
+"""Sealed bytes of one part of a blob; all but the last are full."""
+
+BLOB_BYTES_MAX: Final = 1 << 40
+BLOB_PAGE_COUNT_MAX: Final = 256
+HTTP_TOKEN_TTL_MS: Final = 15 * 60_000
