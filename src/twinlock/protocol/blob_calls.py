@@ -27,9 +27,9 @@ class BearerToken(msgspec.Struct, frozen=True):
 
 
 class BeginBlob(msgspec.Struct, frozen=True):
-    """`blob.begin` (owner, admin, editor): room for a blob of so many sealed bytes; again to learn which parts are there.
+    """`blob.begin` (owner, admin, editor): room for a blob of so many sealed bytes.
 
-    Raises `space_full` where the space has no room left.
+    Called again it tells which parts are there. Raises `space_full` where the space has no room left.
     """
 
     space: SpaceId
