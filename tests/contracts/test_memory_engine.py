@@ -2,8 +2,8 @@
 
 import pytest
 
-from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
-from twinlock.testing.contracts import BrokerContract, DirectoryContract, LogContract
+from twinlock.engines.memory import MemoryDirectory, MemoryLog
+from twinlock.testing.contracts import DirectoryContract, LogContract
 
 
 class TestMemoryLog(LogContract):
@@ -16,9 +16,3 @@ class TestMemoryDirectory(DirectoryContract):
     @pytest.fixture
     def directory(self):
         return MemoryDirectory()
-
-
-class TestMemoryBroker(BrokerContract):
-    @pytest.fixture
-    def broker(self):
-        return MemoryBroker()

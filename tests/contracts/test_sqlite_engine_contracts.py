@@ -3,7 +3,7 @@
 import pytest
 
 from twinlock.engines.sqlite import SqliteEngine
-from twinlock.testing.contracts import BrokerContract, DirectoryContract, LogContract
+from twinlock.testing.contracts import DirectoryContract, LogContract
 
 
 @pytest.fixture
@@ -23,9 +23,3 @@ class TestSqliteDirectory(DirectoryContract):
     @pytest.fixture
     def directory(self, engine):
         return engine.directory
-
-
-class TestSqliteBroker(BrokerContract):
-    @pytest.fixture
-    def broker(self, engine):
-        return engine.broker

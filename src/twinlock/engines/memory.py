@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from operator import attrgetter
 
 from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append, refuse_known
 from twinlock.contracts.directory import Change, Directory, Record, check_record
-from twinlock.contracts.log import Append, DeviceHead, Log, Outcome, SpaceState
+from twinlock.contracts.log import Append, DeviceHead, Follower, Log, Outcome, SpaceState
 from twinlock.engines.one_process import ChangeWatchers, OneProcessBroker
 from twinlock.errors import AppendConflictError, CutRefusedError, RevisionError
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq, SpaceId, short
-from twinlock.protocol.envelope import Envelope
+from twinlock.protocol.envelope import Envelope, parse
 from twinlock.protocol.frames import Entry
 from twinlock.protocol.limits import ENTRIES_PAGE_BYTES_MAX
 
@@ -121,6 +121,14 @@ class MemoryLog(Log):
         finally:
             held.watchers.discard(event)
 
+    def follow(self, space: SpaceId, after: Seq, follower: Follower) -> Callable[[], None]:
+        """Tell nothing: there are no other nodes."""
+        return _end
+
+    async def fence(self, space: SpaceId) -> SpaceState:
+        """Return the state; there is nobody to fence off."""
+        return await self.state(space)
+
     async def cut(self, space: SpaceId, upto: Seq, now_ms: int) -> SpaceState:
         """Deliver from `upto + 1` on; `start` only rises."""
         held = self._spaces.get(space) or _Space()
@@ -159,6 +167,23 @@ class MemoryLog(Log):
             held.start = Seq(held.head + 1)
             _delete_upto(held, held.head)
 
+    async def spaces(self, after: SpaceId, count_max: int) -> list[SpaceId]:
+        """Return a page of the spaces that have a head, sorted."""
+        return sorted(space for space, held in self._spaces.items() if space > after and held.head)[:count_max]
+
+    async def adopt(self, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]) -> None:
+        """Take over entries from elsewhere under seqs of this log's own, then raise the heads."""
+        held = self._spaces.setdefault(space, _Space())
+        for entry in entries:
+            envelope = parse(entry.envelope)
+            header = envelope.header
+            if header.counter > held.heads.get(header.device, NO_HEAD).counter:
+                plan = AppendPlan([], [0], {header.device: DeviceHead(header.counter, envelope.id)})
+                self._append(held, plan, [envelope], entry.received_ms)
+        for device, head in heads.items():
+            if head.counter > held.heads.get(device, NO_HEAD).counter:
+                held.heads[device] = head
+
     async def close(self) -> None:
         """End every watch."""
         self._closed = True
@@ -176,6 +201,10 @@ class MemoryLog(Log):
             total += len(held.entries[end].envelope)
             end += 1
         return held.entries[first:end]
+
+
+def _end() -> None:
+    """End what never began."""
 
 
 def _seq_of_known(held: _Space, envelope: Envelope) -> Seq:
@@ -229,6 +258,13 @@ class MemoryDirectory(Directory):
     async def list(self, prefix: str) -> dict[str, Record]:
         """Return every key that begins with a prefix, sorted by key."""
         return {key: self._records[key] for key in sorted(self._records) if key.startswith(prefix)}
+
+    async def scan(self) -> AsyncIterator[tuple[str, Record]]:
+        """Yield every record there is."""
+        for key in list(self._records):
+            record = self._records.get(key)
+            if record is not None:
+                yield key, record
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Yield every later change of keys that begin with a prefix."""

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from weakref import WeakSet
 
-from twinlock.contracts.broker import Broker, Receiver
+from twinlock.contracts.broker import Broker, Receiver, Subject
 from twinlock.contracts.directory import Change
 from twinlock.errors import OverloadedError
 
@@ -16,40 +16,23 @@ CHANGES_WAITING_MAX = 10_000
 
 
 class OneProcessBroker(Broker):
-    """Delivers within this process, in the event loop's next turn."""
+    """The broker of a node that is alone: there is nobody to tell, and nobody who tells."""
 
-    __slots__ = ("_receivers",)
+    __slots__ = ()
 
-    def __init__(self) -> None:
-        self._receivers: dict[str, dict[object, Receiver]] = {}
+    def publish(self, subject: Subject, message: bytes) -> None:
+        """Tell nobody."""
 
-    def publish(self, subject: str, message: bytes) -> None:
-        """Hand a message to whoever is subscribed now."""
-        tokens = self._receivers.get(subject)
-        if not tokens:
-            return
-        loop = asyncio.get_running_loop()
-        # One callback each, so that a receiver that raises does not keep the message from the others.
-        for token in tuple(tokens):
-            loop.call_soon(self._deliver, subject, token, message)
+    def subscribe(self, subject: Subject, receiver: Receiver) -> Callable[[], None]:
+        """Hear nothing."""
+        return _end
 
-    def subscribe(self, subject: str, receiver: Receiver) -> Callable[[], None]:
-        """Call `receiver` with every later message of a subject; return what ends it."""
-        token = object()
-        self._receivers.setdefault(subject, {})[token] = receiver
+    def on_gap(self, callback: Callable[[], None]) -> None:
+        """Miss nothing."""
 
-        def end() -> None:
-            tokens = self._receivers.get(subject, {})
-            tokens.pop(token, None)
-            if not tokens:
-                self._receivers.pop(subject, None)
 
-        return end
-
-    def _deliver(self, subject: str, token: object, message: bytes) -> None:
-        receiver = self._receivers.get(subject, {}).get(token)
-        if receiver is not None:
-            receiver(message)
+def _end() -> None:
+    """End what never began."""
 
 
 class _ChangeQueue:

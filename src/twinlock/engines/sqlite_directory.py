@@ -11,6 +11,8 @@ from twinlock.engines.sqlite_readers import Readers
 from twinlock.engines.sqlite_writer import Writer
 from twinlock.errors import RevisionError
 
+SCAN_PAGE_RECORDS = 256
+
 
 class SqliteDirectory(Directory):
     """Records with revisions that never repeat, not even after a delete."""
@@ -60,6 +62,14 @@ class SqliteDirectory(Directory):
         """Return every key that begins with a prefix, sorted by key."""
         return await self._readers.run(_list, prefix)
 
+    async def scan(self) -> AsyncIterator[tuple[str, Record]]:
+        """Yield every record there is, a page at a time."""
+        after = ""
+        while page := await self._readers.run(_page, after):
+            for key, record in page:
+                yield key, record
+            after = page[-1][0]
+
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Yield every later change of keys that begin with a prefix."""
         return self._watchers.watch(prefix)
@@ -86,6 +96,12 @@ def _check_revision(connection: sqlite3.Connection, key: str, expected: int | No
 def _get(connection: sqlite3.Connection, key: str) -> Record | None:
     row = connection.execute("SELECT value, revision FROM records WHERE key = ?", (key,)).fetchone()
     return None if row is None else Record(*row)
+
+
+def _page(connection: sqlite3.Connection, after: str) -> list[tuple[str, Record]]:
+    sql = "SELECT key, value, revision FROM records WHERE key > ? ORDER BY key LIMIT ?"
+    rows = connection.execute(sql, (after, SCAN_PAGE_RECORDS))
+    return [(key, Record(value, revision)) for key, value, revision in rows]
 
 
 def _list(connection: sqlite3.Connection, prefix: str) -> dict[str, Record]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -14,7 +14,8 @@ from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import GroupState, Job
 from twinlock.errors import TwinlockError
 from twinlock.ids import DeviceId, Seq, SpaceId
-from twinlock.protocol.envelope import Envelope
+from twinlock.protocol.envelope import Envelope, parse
+from twinlock.protocol.frames import Entry
 
 HEADS_CACHED_MAX = 65_536
 _CHUNKS = (256, 128, 64, 32, 16, 8, 4, 2, 1)
@@ -71,9 +72,21 @@ class LogGroup(GroupState):
             self._touched.add(key)
         return seqs
 
+    def adopt(self, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]) -> None:
+        """Take entries from elsewhere that lie above their device's head, then raise heads."""
+        for entry in entries:
+            envelope = parse(entry.envelope)
+            if envelope.header.counter > self._head(space, envelope.header.device).head.counter:
+                self.append(space, [envelope], entry.received_ms)
+        for device, head in heads.items():
+            held = self._head(space, device)
+            if head.counter > held.head.counter:
+                self._heads[(space, device)] = _Head(head, held.seq, held.bytes)
+                self._touched.add((space, device))
+
     def flush(self) -> None:
         """Write the buffered rows."""
-        if not self._rows:
+        if not self._touched:
             return
         rows, self._rows = self._rows, []
         _insert(self._connection, _INSERT_LOG, _LOG_COLUMNS, rows)
@@ -157,6 +170,25 @@ class AppendsJob(Job[list[Outcome]]):
         except TwinlockError as error:
             return error
         return self._group.append(append.space, append.envelopes, self._received_ms)
+
+
+class AdoptJob(Job[None]):
+    """Takes over entries and heads from elsewhere."""
+
+    __slots__ = ("_entries", "_given", "_group", "_space")
+
+    def __init__(
+        self, group: LogGroup, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]
+    ) -> None:
+        super().__init__(sum([len(entry.envelope) for entry in entries]))
+        self._group = group
+        self._space = space
+        self._entries = entries
+        self._given = heads
+
+    def run(self) -> None:
+        """Buffer what is not there yet."""
+        self._group.adopt(self._space, self._entries, self._given)
 
 
 class AppendJob(Job[list[Seq] | AppendPlan]):

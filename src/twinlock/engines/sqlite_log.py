@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
-from twinlock.contracts.log import Append, Log, Outcome, SpaceState
+from twinlock.contracts.log import Append, DeviceHead, Follower, Log, Outcome, SpaceState
 from twinlock.engines import sqlite_cuts
-from twinlock.engines.sqlite_group import AppendJob, AppendsJob, LogGroup
-from twinlock.engines.sqlite_pages import find_known, read_page, read_state
+from twinlock.engines.sqlite_group import AdoptJob, AppendJob, AppendsJob, LogGroup
+from twinlock.engines.sqlite_pages import find_known, read_page, read_spaces, read_state
 from twinlock.engines.sqlite_readers import Readers
 from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import Writer
@@ -89,6 +89,14 @@ class SqliteLog(Log):
         finally:
             self._tails.discard(space, tail)
 
+    def follow(self, space: SpaceId, after: Seq, follower: Follower) -> Callable[[], None]:
+        """Tell nothing: there are no other nodes."""
+        return _end
+
+    async def fence(self, space: SpaceId) -> SpaceState:
+        """Return the state; there is nobody to fence off."""
+        return await self.state(space)
+
     async def cut(self, space: SpaceId, upto: Seq, now_ms: int) -> SpaceState:
         """Deliver from `upto + 1` on; `start` only rises."""
         return await self._writer.call(partial(sqlite_cuts.cut, space=space, upto=upto, now_ms=now_ms))
@@ -108,6 +116,14 @@ class SqliteLog(Log):
         """Delete every entry of a space, out of sight at once; the heads of its devices survive."""
         upto = await self._writer.call(partial(sqlite_cuts.begin_purge, space=space))
         await self._clean(space, upto)
+
+    async def spaces(self, after: SpaceId, count_max: int) -> list[SpaceId]:
+        """Return a page of the spaces that have a head, sorted."""
+        return await self._readers.run(read_spaces, after, count_max)
+
+    async def adopt(self, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]) -> None:
+        """Take over entries from elsewhere under seqs of this log's own, then raise the heads."""
+        await self._writer.submit(AdoptJob(self._group, space, entries, heads))
 
     async def close(self) -> None:
         """End every watch."""
@@ -136,3 +152,7 @@ class SqliteLog(Log):
                 raise AppendConflictError(f"counter {header.counter} of device {short(header.device)} is taken")
             seqs[place] = seq
         return seqs
+
+
+def _end() -> None:
+    """End what never began."""

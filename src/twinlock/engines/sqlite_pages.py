@@ -113,3 +113,16 @@ def _count_within(sizes: Iterator[int], bytes_max: int) -> int:
             break
         count += 1
     return count
+
+
+def read_spaces(connection: sqlite3.Connection, after: SpaceId, count_max: int) -> list[SpaceId]:
+    """Return spaces above an id that anything was ever appended to, sorted."""
+    found: list[SpaceId] = []
+    while len(found) < count_max:
+        # One step down the primary key for each space, however many devices wrote to it.
+        row = connection.execute("SELECT min(space) FROM heads WHERE space > ?", (after,)).fetchone()
+        if row[0] is None:
+            break
+        after = SpaceId(row[0])
+        found.append(after)
+    return found

@@ -28,6 +28,7 @@ class AppendCall(msgspec.Struct, frozen=True, array_like=True, tag=1):
     log: LogId
     expect_seq: int
     entries: list[SignedEntry]
+    turn: int = 0
 
 
 class ReadCall(msgspec.Struct, frozen=True, array_like=True, tag=2):
@@ -55,7 +56,13 @@ class LeaseCall(msgspec.Struct, frozen=True, array_like=True, tag=4):
     request: Lease
 
 
-NodeCall = AppendCall | ReadCall | PendingCall | LeaseCall
+class TurnCall(msgspec.Struct, frozen=True, array_like=True, tag=5):
+    """`KeyService.take_turn`."""
+
+    log: LogId
+
+
+NodeCall = AppendCall | ReadCall | PendingCall | LeaseCall | TurnCall
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):

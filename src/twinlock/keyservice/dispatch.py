@@ -19,6 +19,7 @@ from twinlock.keyservice.calls import (
     Outcome,
     PendingCall,
     ReadCall,
+    TurnCall,
 )
 from twinlock.keyservice.metrics import KeyServiceMetrics
 from twinlock.keyservice.service import LocalKeyService
@@ -58,7 +59,9 @@ class BatchDispatcher:
     async def _result(self, call: NodeCall) -> object:
         match call:
             case AppendCall():
-                return await self._keys.append_log(call.log, call.expect_seq, call.entries)
+                return await self._keys.append_log(call.log, call.expect_seq, call.entries, call.turn)
+            case TurnCall():
+                return await self._keys.take_turn(call.log)
             case ReadCall():
                 return await self._keys.read_log_page(call.log, call.after_seq, LOG_PAGE_BYTES_MAX)
             case PendingCall():

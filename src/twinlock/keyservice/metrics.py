@@ -6,9 +6,15 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
-from twinlock.keyservice.calls import AppendCall, LeaseCall, NodeCall, PendingCall, ReadCall
+from twinlock.keyservice.calls import AppendCall, LeaseCall, NodeCall, PendingCall, ReadCall, TurnCall
 
-_NAMES = {AppendCall: "append_log", ReadCall: "read_log", PendingCall: "create_pending", LeaseCall: "lease"}
+_NAMES = {
+    AppendCall: "append_log",
+    ReadCall: "read_log",
+    PendingCall: "create_pending",
+    LeaseCall: "lease",
+    TurnCall: "take_turn",
+}
 
 
 class KeyServiceMetrics:

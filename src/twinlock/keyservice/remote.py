@@ -42,6 +42,7 @@ from twinlock.keyservice.calls import (
     Outcome,
     PendingCall,
     ReadCall,
+    TurnCall,
 )
 from twinlock.keyservice.logs import SEQ_MAX, LogPage
 from twinlock.keyservice.node_auth import ANSWER_HEADER, NO_LIFE, REQUEST_HEADER, NodeIdentity
@@ -136,9 +137,13 @@ class RemoteKeyService(KeyService):
         """
         await self._exchange([_encode(ReadCall(LogId(bytes(ID_BYTES)), 0))])
 
-    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+    async def take_turn(self, log: LogId) -> int:
+        """Begin to change a log; who began earlier and has not appended yet is refused."""
+        return await self._call(TurnCall(log), int)
+
+    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int = 0) -> LogHead:
         """Check entries by the rules of their log, store them durably, and return the new head."""
-        return await self._call(AppendCall(log, expect_seq, list(entries)), LogHead)
+        return await self._call(AppendCall(log, expect_seq, list(entries), turn), LogHead)
 
     async def read_log(self, log: LogId, after_seq: int) -> list[SignedEntry]:
         """Return the entries of a log after the first `after_seq`; a long one comes in pages."""

@@ -20,6 +20,7 @@ from twinlock.keyservice.rates import RateLimit
 from twinlock.keyservice.requests import RequestGate
 from twinlock.keyservice.root_keys import RootKeys, make_ledger_key, read_ledger_key
 from twinlock.keyservice.settings import DAY_MS, KeyServiceSettings
+from twinlock.keyservice.turns import Turns
 from twinlock.keyservice.worker import Worker
 from twinlock.keyservice.wrapper import KeyWrapper
 from twinlock.keyservice.wrappers import open_wrapper
@@ -84,6 +85,7 @@ class LocalKeyService(KeyService):
             if is_new:
                 self._ledger.begin()
             self._logs = SignedLogs(connection)
+            self._turns = Turns()
             self._keys = KeyStore(connection, self._wrapper, identity)
             self._root_keys = RootKeys(connection, self._wrapper, self._keys, self._ledger, identity)
             rates = RateLimit(settings.requests_burst, settings.requests_per_second)
@@ -136,9 +138,18 @@ class LocalKeyService(KeyService):
         """How many calls wait or are at work."""
         return self._worker.waiting_count
 
-    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+    async def take_turn(self, log: LogId) -> int:
+        """Begin to change a log; who began earlier and has not appended yet is refused."""
+        return await self._worker.run(lambda: self._turns.take(log))
+
+    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int = 0) -> LogHead:
         """Check entries by the rules of their log, store them durably, and return the new head."""
-        return await self._worker.run(lambda: self._custody.append_log(log, expect_seq, entries, self._now_ms()))
+
+        def append() -> LogHead:
+            self._turns.check(log, turn)
+            return self._custody.append_log(log, expect_seq, entries, self._now_ms())
+
+        return await self._worker.run(append)
 
     async def read_log(self, log: LogId, after_seq: int) -> list[SignedEntry]:
         """Return the entries of a log after the first `after_seq`."""

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import msgspec
 import structlog
 
-from twinlock.contracts import Directory, KeyService, Log
-from twinlock.engines.memory import MemoryDirectory, MemoryLog
+from twinlock.contracts import Broker, Directory, KeyService, Log
+from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
 from twinlock.engines.sqlite import SqliteEngine
 from twinlock.errors import KeyServiceError, StoreError
 from twinlock.keyservice.key_files import NODE_KEY_NAME, open_signing_key, public_key_text, read_public_key
@@ -19,6 +19,7 @@ from twinlock.keyservice.node_auth import LIFE_BYTES, NodeIdentity
 from twinlock.keyservice.remote import RemoteKeyService
 from twinlock.keyservice.service import DATABASE_NAME as KEY_DATABASE_NAME
 from twinlock.keyservice.service import LocalKeyService, wall_clock_ms
+from twinlock.server.partitions import OpenPartitions, single_machine_partitions
 from twinlock.server.secrets_file import ServerSecrets, make_secrets, open_secrets
 from twinlock.server.settings import Settings
 
@@ -33,9 +34,11 @@ class Stores(msgspec.Struct, frozen=True):
 
     log: Log
     directory: Directory
+    broker: Broker
     keys: KeyService
     secrets: ServerSecrets
     close: Callable[[], Awaitable[None]]
+    open_partitions: OpenPartitions = single_machine_partitions
 
 
 async def open_stores(settings: Settings) -> Stores:
@@ -62,7 +65,7 @@ async def _open_in_folder(settings: Settings, folder: Path) -> Stores:
         await keys.close()
         await engine.close()
 
-    return Stores(engine.log, engine.directory, keys, secrets, close)
+    return Stores(engine.log, engine.directory, engine.broker, keys, secrets, close)
 
 
 async def _open_keys(settings: Settings, folder: Path) -> KeyService:
@@ -108,4 +111,4 @@ async def _open_in_memory(settings: Settings) -> Stores:
         await log.close()
         folder.cleanup()
 
-    return Stores(log, MemoryDirectory(), keys, make_secrets(), close)
+    return Stores(log, MemoryDirectory(), MemoryBroker(), keys, make_secrets(), close)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from twinlock.client.transport import Address, Dial, Transport
 from twinlock.contracts import Asking, Directory, KeyService
 from twinlock.contracts.directory import Change, Record
-from twinlock.engines.memory import MemoryDirectory, MemoryLog
+from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
 from twinlock.errors import KeyServiceError, OfflineError, TwinlockError
 from twinlock.ids import LogId
 from twinlock.keyservice.service import LocalKeyService
@@ -82,6 +82,10 @@ class SlowDirectory(Directory):
         """Return every key that begins with a prefix, sorted by key."""
         return await self._slowly(lambda: self._inner.list(prefix))
 
+    def scan(self) -> AsyncIterator[tuple[str, Record]]:
+        """Yield every record there is."""
+        return self._inner.scan()
+
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Yield every later change below a prefix."""
         return self._inner.watch(prefix)
@@ -111,9 +115,13 @@ class DistantKeyService(KeyService):
         self._wait(lambda: self.inner.close())
         self.inner = self._open()
 
-    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+    async def take_turn(self, log: LogId) -> int:
+        """Begin to change a log."""
+        return await self._ask(lambda: self.inner.take_turn(log))
+
+    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int = 0) -> LogHead:
         """Check and store entries of a signed log."""
-        return await self._ask(lambda: self.inner.append_log(log, expect_seq, entries))
+        return await self._ask(lambda: self.inner.append_log(log, expect_seq, entries, turn))
 
     async def read_log(self, log: LogId, after_seq: int) -> list[SignedEntry]:
         """Return the entries of a log after the first `after_seq`."""
@@ -372,7 +380,7 @@ class Node:
         metrics = Metrics()
         self._heartbeat = Heartbeat(metrics)
         directory = SlowDirectory(self.directory, self.delays)
-        stores = Stores(self.log, directory, self.keys, self.secrets, self.keys.close)
+        stores = Stores(self.log, directory, MemoryBroker(), self.keys, self.secrets, self.keys.close)
         settings = Settings(engine="memory:", calls_per_s=0, sign_ups_per_min=0, unlocker_tries_per_min=0)
         try:
             async with asyncio.TaskGroup() as group:

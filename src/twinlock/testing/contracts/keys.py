@@ -51,6 +51,24 @@ class SignedLogContract:
         assert await keys.read_log(LogId(person.keys.account), 2) == []
         assert await keys.read_log(LogId(os.urandom(16)), 0) == []
 
+    async def test_who_took_a_turn_later_keeps_the_earlier_one_from_appending(self, keys: KeyService) -> None:
+        """Nothing is stored of what came too late; an append without a turn, and other logs, are nobody's concern."""
+        person, other = await registered(keys), await registered(keys)
+        log = LogId(person.keys.account)
+        stalled = await keys.take_turn(log)
+        await keys.append_log(log, 2, [], stalled)
+        turn = await keys.take_turn(log)
+        elsewhere = await keys.take_turn(LogId(other.keys.account))
+        person.certify(DeviceKeys.make(os.urandom))
+
+        for late in (stalled, elsewhere, turn + 1_000):
+            with pytest.raises(LogConflictError):
+                await keys.append_log(log, 2, person.entries[2:], late)
+        assert await keys.read_log(log, 2) == []
+
+        assert (await keys.append_log(log, 2, person.entries[2:], turn)).seq == 3
+        assert (await keys.append_log(log, 3, [], 0)).seq == 3
+
     async def test_a_log_grows_by_what_is_new(self, keys: KeyService) -> None:
         """What is already there may come along or be repeated."""
         person = await registered(keys)
