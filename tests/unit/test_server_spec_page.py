@@ -12,6 +12,7 @@ from twinlock.server.accounts import Accounts
 from twinlock.server.devices import DeviceBook
 from twinlock.server.memberships import Memberships
 from twinlock.server.pairing import Pairings
+from twinlock.server.partitions import Partitions
 from twinlock.server.rekem import Rekeming
 from twinlock.server.session import TOLD_LIMITS
 from twinlock.server.sign_in import TokenSignIn
@@ -50,7 +51,7 @@ def test_the_table_of_frames_has_every_tag_and_every_field():
 
 def test_the_table_of_methods_is_what_the_server_answers():
     written = {row[0] for row in rows_of("6. Calls")[1:]}
-    parts = (Accounts, DeviceBook, Memberships, Pairings, Rekeming, Spaces, TokenSignIn, Unlockers)
+    parts = (Accounts, DeviceBook, Memberships, Pairings, Partitions, Rekeming, Spaces, TokenSignIn, Unlockers)
     answered = {name for part in parts for name in part.methods(object.__new__(part))}
 
     assert written == answered

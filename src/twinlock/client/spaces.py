@@ -11,9 +11,17 @@ from twinlock.client.device_context import DeviceContext
 from twinlock.client.endings import space_ends
 from twinlock.client.epochs import Epochs
 from twinlock.client.space_runtime import SpaceRuntime
-from twinlock.errors import UnknownSpaceError
+from twinlock.errors import PartitionClosedError, UnknownSpaceError
 from twinlock.ids import ID_BYTES, Epoch, Incarnation, SpaceId
-from twinlock.protocol.calls import CreateSpace, KeyringRow, LogHead, SignedEntry
+from twinlock.protocol.calls import (
+    CreateSpace,
+    KeyringRow,
+    LogHead,
+    PartitionsResult,
+    ReadPartitions,
+    SignedEntry,
+)
+from twinlock.protocol.client import ClientSession
 from twinlock.protocol.space_log import Role
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import AccountKeys
@@ -25,9 +33,6 @@ from twinlock.sealing.space_entries import (
     title_index,
 )
 from twinlock.sealing.space_keys import EpochKeys, make_epoch, wrap_member_key
-
-PARTITIONS_OPEN = 16
-"""New spaces are spread over the partitions that every engine opens."""
 
 FIRST_EPOCH = Epoch(1)
 
@@ -44,19 +49,46 @@ class SpaceInfo(msgspec.Struct, frozen=True):
 class SpaceMaker:
     """Makes new spaces with the account's signing key."""
 
-    __slots__ = ("_connection", "_context", "_epochs")
+    __slots__ = ("_asked_in", "_connection", "_context", "_epochs", "_open")
 
     def __init__(self, context: DeviceContext, connection: Connection) -> None:
         self._context = context
         self._connection = connection
         self._epochs = Epochs(context, connection)
+        self._open: list[int] = []
+        self._asked_in: ClientSession | None = None
 
     async def make(
         self, owner: AccountKeys, incarnation: Incarnation, title: str, lease_hours: int | None
     ) -> SpaceRuntime:
-        """Make a space with its first epoch on the server, and its first member, which is its owner."""
+        """Make a space with its first epoch on the server, and its first member, which is its owner.
+
+        Raises:
+            PartitionClosedError: the server lets no new spaces in now.
+        """
+        try:
+            return await self._make(owner, incarnation, title, lease_hours)
+        except PartitionClosedError:
+            # It was closed since this session asked.
+            self._asked_in = None
+            return await self._make(owner, incarnation, title, lease_hours)
+
+    async def _partition(self) -> int:
+        """Choose one of the partitions that take new spaces; they are asked for once in a session."""
+        if self._asked_in is None or self._asked_in is not self._connection.session:
+            self._asked_in = self._connection.session
+            answer = await self._connection.call("space.partitions", ReadPartitions(), PartitionsResult)
+            self._open = answer.open
+        if not self._open:
+            self._asked_in = None
+            raise PartitionClosedError("none is open")
+        return self._open[int.from_bytes(self._context.entropy(4), "big") % len(self._open)]
+
+    async def _make(
+        self, owner: AccountKeys, incarnation: Incarnation, title: str, lease_hours: int | None
+    ) -> SpaceRuntime:
         entropy = self._context.entropy
-        genesis = space_genesis(owner, entropy(1)[0] % PARTITIONS_OPEN, entropy)
+        genesis = space_genesis(owner, await self._partition(), entropy)
         log = replay_space([genesis])
         service_key, not_after_ms = await self._epochs.pending_key(log.space, FIRST_EPOCH, incarnation, genesis)
         keys = make_epoch(log.space, FIRST_EPOCH, service_key, entropy)

@@ -1,5 +1,6 @@
 """Every error that a caller can meet; codes, causes and remedies are those of spec/errors.json."""
 
+from twinlock.errors.cluster import PartitionClosedError
 from twinlock.errors.device import (
     DocumentTooLargeError,
     InvalidDataError,
@@ -141,6 +142,7 @@ __all__ = [
     "OverloadedError",
     "PairingRefusedError",
     "PairingUnknownError",
+    "PartitionClosedError",
     "PasswordError",
     "ProfileExistsError",
     "ProfileInUseError",

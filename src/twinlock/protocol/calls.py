@@ -192,6 +192,16 @@ class CreateSpace(msgspec.Struct, frozen=True):
     keyring: list[KeyringRow]
 
 
+class ReadPartitions(msgspec.Struct, frozen=True):
+    """`space.partitions`: where new spaces go."""
+
+
+class PartitionsResult(msgspec.Struct, frozen=True):
+    """The partitions that take new spaces now, sorted; none while the operator lets no new ones in."""
+
+    open: list[int]
+
+
 class ReadKeyring(msgspec.Struct, frozen=True):
     """`space.keyring`: the session account's own row, of the newest epoch that the space's log has."""
 

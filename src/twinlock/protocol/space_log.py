@@ -219,6 +219,11 @@ class SpaceLogState(msgspec.Struct, frozen=True, kw_only=True):
         return self.members.get(account) or self.former.get(account)
 
 
+def partition_of(space: SpaceId) -> int:
+    """Return the partition that a space's id carries."""
+    return int.from_bytes(space[:2], "big")
+
+
 def space_id_of(partition: int, genesis_head: bytes) -> SpaceId:
     """Return the id that a genesis entry's hash certifies: to know the id is to pin the owner."""
     return SpaceId(u16(partition) + hashlib.sha256(label("space") + genesis_head).digest()[: ID_BYTES - 2])

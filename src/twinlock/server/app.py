@@ -27,6 +27,7 @@ from twinlock.server.hub import Hub
 from twinlock.server.keyrings import Keyrings
 from twinlock.server.memberships import Memberships
 from twinlock.server.metrics import Metrics
+from twinlock.server.partitions import Partitions
 from twinlock.server.people import build_people
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.services import Services
@@ -202,7 +203,8 @@ def build_services(
     committer = Committer(stores.log, hub, tasks, metrics, now_ms)
     changes = SpaceChanges(stores.log, stores.directory, logs, authority, registry, committer, tasks)
     keyrings = Keyrings(stores.directory)
-    spaces = Spaces(stores.log, stores.keys, logs, keyrings, registry, changes, now_ms)
+    partitions = Partitions(stores.open_partitions)
+    spaces = Spaces(stores, logs, keyrings, registry, changes, partitions, now_ms)
     members = Memberships(logs, keyrings, registry, changes, stores.secrets.server_id, settings, now_ms)
     return Services(
         settings=settings,
@@ -222,7 +224,7 @@ def build_services(
         presence=people.presence,
         devices=people.devices,
         pairings=people.pairings,
-        methods={**people.methods, **spaces.methods(), **members.methods()},
+        methods={**people.methods, **partitions.methods(), **spaces.methods(), **members.methods()},
         tasks=tasks,
         metrics=metrics,
         now_ms=now_ms,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from twinlock.contracts import Asking, KeyService, Log, SpaceState
+from twinlock.contracts import Asking, SpaceState
 from twinlock.errors import (
     CutRefusedError,
     IncarnationError,
@@ -41,6 +41,7 @@ from twinlock.server.accounts import check_entries, page_of
 from twinlock.server.authorize import device_of
 from twinlock.server.keyrings import Keyrings, check_rows, needing_rows
 from twinlock.server.methods import Method
+from twinlock.server.partitions import Partitions
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.replaying import replay_in_pieces
@@ -49,6 +50,7 @@ from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.space_changes import SpaceChanges
 from twinlock.server.standing import COMING, PRESENT, check_member, readable_seq
+from twinlock.server.stores import Stores
 
 RETRY_AFTER_MS = 1_000
 
@@ -56,20 +58,32 @@ RETRY_AFTER_MS = 1_000
 class Spaces:
     """Answers the calls about spaces."""
 
-    __slots__ = ("_changes", "_creating", "_hub", "_keyrings", "_keys", "_log", "_logs", "_now_ms", "_registry")
+    __slots__ = (
+        "_changes",
+        "_creating",
+        "_hub",
+        "_keyrings",
+        "_keys",
+        "_log",
+        "_logs",
+        "_now_ms",
+        "_partitions",
+        "_registry",
+    )
 
     def __init__(
         self,
-        log: Log,
-        keys: KeyService,
+        stores: Stores,
         logs: SignedLogs,
         keyrings: Keyrings,
         registry: SpaceRegistry,
         changes: SpaceChanges,
+        partitions: Partitions,
         now_ms: Callable[[], int],
     ) -> None:
-        self._log = log
-        self._keys = keys
+        self._partitions = partitions
+        self._log = stores.log
+        self._keys = stores.keys
         self._logs = logs
         self._keyrings = keyrings
         self._registry = registry
@@ -115,6 +129,7 @@ class Spaces:
         if held and held[: len(request.entries)] != request.entries:
             raise LogConflictError("the space exists, with other entries")
         if not held:
+            await self._partitions.check(request.space)
             await self._keyrings.store(request.space, request.keyring)
             await self._changes.index(request.space, rules.members, COMING)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
