@@ -3,6 +3,7 @@
 from twinlock.errors.cluster import PartitionClosedError
 from twinlock.errors.device import (
     DocumentTooLargeError,
+    FileTooLargeError,
     InvalidDataError,
     InvalidQueryError,
     ProfileExistsError,
@@ -25,6 +26,7 @@ from twinlock.errors.keys import (
     SheetError,
     ShreddedError,
 )
+from twinlock.errors.operation import BackupDamagedError
 from twinlock.errors.people import (
     ApprovalNeededError,
     ApprovalPendingError,
@@ -97,6 +99,7 @@ __all__ = [
     "AppendConflictError",
     "ApprovalNeededError",
     "ApprovalPendingError",
+    "BackupDamagedError",
     "ChainError",
     "ChallengeError",
     "ClockSkewError",
@@ -109,6 +112,7 @@ __all__ = [
     "DeviceRevokedError",
     "DocumentTooLargeError",
     "DrainingError",
+    "FileTooLargeError",
     "ForeignEnvelopeError",
     "HelloTimeoutError",
     "IncarnationError",

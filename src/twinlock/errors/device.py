@@ -70,6 +70,13 @@ class DocumentTooLargeError(TwinlockError):
     fix = "Split it, or keep large content in a file."
 
 
+class FileTooLargeError(TwinlockError):
+    """A file is too large for this."""
+
+    code, retry = "file_too_large", "no"
+    fix = "Read it with `save` or `stream`, which hold a part of it at a time; a file has at most 1 TiB sealed."
+
+
 class SchemaError(TwinlockError):
     """A value does not fit the collection's type."""
 
