@@ -17,10 +17,20 @@ from twinlock.contracts.log import (
     Outcome,
     SpaceState,
 )
+from twinlock.contracts.moving import (
+    MOVING_KEY,
+    Moving,
+    Whereabouts,
+    check_served,
+    decode_moving,
+    encode_moving,
+    refuse_moved,
+)
 
 __all__ = [
     "APPEND_BYTES_MAX",
     "APPEND_ENVELOPES_MAX",
+    "MOVING_KEY",
     "Append",
     "AppendPlan",
     "Asking",
@@ -33,12 +43,18 @@ __all__ = [
     "Foreign",
     "KeyService",
     "Log",
+    "Moving",
     "Note",
     "Outcome",
     "Receiver",
     "Record",
     "SpaceState",
     "StoredPart",
+    "Whereabouts",
     "check_record",
+    "check_served",
+    "decode_moving",
+    "encode_moving",
     "plan_append",
+    "refuse_moved",
 ]

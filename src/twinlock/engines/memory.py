@@ -62,10 +62,18 @@ class MemoryLog(Log):
 
     async def state(self, space: SpaceId) -> SpaceState:
         """Return the space's present state."""
+        return self.state_now(space)
+
+    def state_now(self, space: SpaceId) -> SpaceState:
+        """Return the space's state at this very moment."""
         return self._state(self._spaces.get(space) or _Space())
 
     async def append(self, space: SpaceId, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
         """Append, or refuse as a whole, and return one seq for each envelope."""
+        return self.append_now(space, envelopes, received_ms)
+
+    def append_now(self, space: SpaceId, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
+        """Append as `append` does, within this call."""
         held = self._spaces.setdefault(space, _Space())
         plan = plan_append(space, envelopes, lambda device: held.heads.get(device, NO_HEAD))
         return self._append(held, plan, envelopes, received_ms)
@@ -169,7 +177,7 @@ class MemoryLog(Log):
 
     async def spaces(self, after: SpaceId, count_max: int) -> list[SpaceId]:
         """Return a page of the spaces that have a head, sorted."""
-        return sorted(space for space, held in self._spaces.items() if space > after and held.head)[:count_max]
+        return sorted(space for space, held in self._spaces.items() if space > after and held.heads)[:count_max]
 
     async def adopt(self, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]) -> None:
         """Take over entries from elsewhere under seqs of this log's own, then raise the heads."""

@@ -9,7 +9,7 @@ from functools import partial
 from twinlock.contracts.log import Append, DeviceHead, Follower, Log, Outcome, SpaceState
 from twinlock.engines import sqlite_cuts
 from twinlock.engines.sqlite_group import AdoptJob, AppendJob, AppendsJob, LogGroup
-from twinlock.engines.sqlite_pages import find_known, read_page, read_spaces, read_state
+from twinlock.engines.sqlite_pages import find_known, read_page, read_places, read_spaces, read_state
 from twinlock.engines.sqlite_readers import Readers
 from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import Writer
@@ -120,6 +120,10 @@ class SqliteLog(Log):
     async def spaces(self, after: SpaceId, count_max: int) -> list[SpaceId]:
         """Return a page of the spaces that have a head, sorted."""
         return await self._readers.run(read_spaces, after, count_max)
+
+    async def places(self, after: SpaceId, count_max: int) -> list[tuple[SpaceId, Seq, Seq]]:
+        """Return a page of the spaces with their start and head: what `spaces` and `state` tell, for many at once."""
+        return await self._readers.run(read_places, after, count_max)
 
     async def adopt(self, space: SpaceId, entries: Sequence[Entry], heads: Mapping[DeviceId, DeviceHead]) -> None:
         """Take over entries from elsewhere under seqs of this log's own, then raise the heads."""

@@ -41,6 +41,10 @@ SELECT group_concat(counter), CAST(group_concat(device, '') AS BLOB), CAST(group
     coalesce((SELECT bytes_before FROM starts WHERE space = ?1), 0)
 FROM heads WHERE space = ?1
 """
+_PLACES = """
+SELECT space, coalesce((SELECT start FROM starts WHERE starts.space = heads.space), 1), max(seq)
+FROM heads WHERE space > ? GROUP BY space ORDER BY space LIMIT ?
+"""
 # In an envelope's header the device stands at byte 24 and the counter at byte 40; SQL counts from 1.
 _KNOWN = """
 SELECT seq, envelope FROM log
@@ -101,6 +105,25 @@ def bytes_between(connection: sqlite3.Connection, space: SpaceId, first: int, la
     return int(total)
 
 
+def read_spaces(connection: sqlite3.Connection, after: SpaceId, count_max: int) -> list[SpaceId]:
+    """Return spaces above an id that anything was ever appended to, sorted."""
+    found: list[SpaceId] = []
+    while len(found) < count_max:
+        # One step down the primary key for each space, however many devices wrote to it.
+        row = connection.execute("SELECT min(space) FROM heads WHERE space > ?", (after,)).fetchone()
+        if row[0] is None:
+            break
+        after = SpaceId(row[0])
+        found.append(after)
+    return found
+
+
+def read_places(connection: sqlite3.Connection, after: SpaceId, count_max: int) -> list[tuple[SpaceId, Seq, Seq]]:
+    """Return start and head of the spaces above an id, sorted, in one query."""
+    rows = connection.execute(_PLACES, (after, count_max))
+    return [(SpaceId(space), Seq(start), Seq(head)) for space, start, head in rows]
+
+
 def _integers(joined: str | None) -> Iterator[int]:
     return map(int, joined.split(",")) if joined else iter(())
 
@@ -113,16 +136,3 @@ def _count_within(sizes: Iterator[int], bytes_max: int) -> int:
             break
         count += 1
     return count
-
-
-def read_spaces(connection: sqlite3.Connection, after: SpaceId, count_max: int) -> list[SpaceId]:
-    """Return spaces above an id that anything was ever appended to, sorted."""
-    found: list[SpaceId] = []
-    while len(found) < count_max:
-        # One step down the primary key for each space, however many devices wrote to it.
-        row = connection.execute("SELECT min(space) FROM heads WHERE space > ?", (after,)).fetchone()
-        if row[0] is None:
-            break
-        after = SpaceId(row[0])
-        found.append(after)
-    return found

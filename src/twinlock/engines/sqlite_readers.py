@@ -10,7 +10,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Concatenate, ParamSpec, TypeVar
 
-from twinlock.engines.sqlite_schema import open_for_reading
+from twinlock.engines.sqlite_schema import open_beside, open_for_reading
 from twinlock.errors import ClosedError, StoreError
 
 READERS_COUNT = 2
@@ -24,10 +24,10 @@ class Readers:
 
     __slots__ = ("_connections", "_pool")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_beside: bool = False) -> None:
         self._connections: SimpleQueue[sqlite3.Connection] = SimpleQueue()
         for _ in range(READERS_COUNT):
-            self._connections.put(open_for_reading(path))
+            self._connections.put(open_beside(path) if is_beside else open_for_reading(path))
         self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(READERS_COUNT, "twinlock-sqlite-reader")
 
     async def run(

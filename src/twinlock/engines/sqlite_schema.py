@@ -7,10 +7,14 @@ import os
 import sqlite3
 from pathlib import Path
 
+from twinlock.contracts.moving import MOVING_KEY, refuse_moved
 from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import Incarnation
 
 SCHEMA_VERSION = 1
+NO_LOCK = -1
+"""In place of the lock of a database that is only read."""
+
 WAL_PAGES_MAX = 4000
 WAL_ROOM_BYTES = 16 << 20
 """Room for those pages, written once at the start: to sync a file that grows costs twice as much."""
@@ -85,6 +89,51 @@ def open_for_reading(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def open_beside(path: Path) -> sqlite3.Connection:
+    """Open a connection to a database that another process may be serving: it reads, and leaves all files alone.
+
+    Raises:
+        StoreError: there is no such database.
+        UpdateNeededError: a newer version of Twinlock wrote it.
+    """
+    try:
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False
+        )
+    except sqlite3.Error as exc:
+        raise StoreError(f"{path.name}: {exc}") from exc
+    try:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            raise StoreError(f"{path.name} is no database of a server")
+        _check_version(version)
+    except sqlite3.Error as exc:
+        connection.close()
+        raise StoreError(f"{path.name}: {exc}") from exc
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def refuse_if_moved(connection: sqlite3.Connection) -> None:
+    """Refuse a database that was moved to another engine, or is not yet wholly here.
+
+    Raises:
+        StoreError: it bears the mark.
+    """
+    row = connection.execute("SELECT value FROM records WHERE key = ?", (MOVING_KEY,)).fetchone()
+    if row is not None:
+        refuse_moved(row[0])
+
+
+def replace_incarnation(connection: sqlite3.Connection) -> Incarnation:
+    """Begin another life of a database that was set back, durably; return its random id."""
+    incarnation = Incarnation(os.urandom(16))
+    connection.execute("UPDATE meta SET value = ? WHERE name = 'incarnation'", (incarnation,))
+    return incarnation
+
+
 def read_incarnation(connection: sqlite3.Connection) -> Incarnation:
     """Return the random id that the database was given when it was made."""
     (incarnation,) = connection.execute("SELECT value FROM meta WHERE name = 'incarnation'").fetchone()
@@ -99,11 +148,15 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_PAGES_MAX}")
     connection.execute("PRAGMA journal_size_limit = 67108864")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > SCHEMA_VERSION:
-        raise UpdateNeededError(f"the database has schema {version}, this version knows {SCHEMA_VERSION}")
+    _check_version(version)
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _check_version(version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise UpdateNeededError(f"the database has schema {version}, this version knows {SCHEMA_VERSION}")
 
 
 def _make_room(path: Path) -> None:

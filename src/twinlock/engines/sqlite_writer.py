@@ -226,3 +226,24 @@ class Writer:
                 job.tell()
         for job in group:
             job.end()
+
+
+class NoWriter(Writer):
+    """What stands in a writer's place where a database is only read: it takes nothing."""
+
+    __slots__ = ()
+
+    def __init__(self, connection: sqlite3.Connection, group_state: GroupState) -> None:
+        self._connection = connection
+        self._group_state = group_state
+        self._closed = False
+
+    def put(self, job: Job[Any]) -> None:
+        """Refuse."""
+        raise ClosedError if self._closed else StoreError("this database is open for reading only")
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if not self._closed:
+            self._closed = True
+            self._connection.close()

@@ -111,6 +111,37 @@ class DirectoryContract:
         assert await directory.list("c") == {}
         assert (await directory.list("b"))["b/1"].value == b"b/1"
 
+    async def test_a_scan_gives_every_record_once(self, directory: Directory) -> None:
+        """More than a page of them, as they are now, without what was deleted."""
+        for number in range(300):
+            await directory.put(f"kind{number % 3}/{number:04d}", number.to_bytes(2, "big"))
+        revision = await directory.put("kind1/0001", b"again")
+        await directory.delete("kind2/0002")
+
+        found = [pair async for pair in directory.scan()]
+
+        records = dict(found)
+        assert len(found) == len(records) == 299
+        assert records["kind1/0001"] == Record(b"again", revision)
+        assert "kind2/0002" not in records
+        assert records["kind0/0003"].value == (3).to_bytes(2, "big")
+
+    async def test_a_scan_beside_writes_loses_nothing_that_stays(self, directory: Directory) -> None:
+        """What changes meanwhile appears as it was or as it is, and once."""
+        for number in range(40):
+            await directory.put(f"kept/{number:04d}", b"")
+        found = []
+
+        async for key, _ in directory.scan():
+            found.append(key)
+            await directory.put(f"new/{len(found):04d}", b"")
+            await directory.put("kept/0007", b"changed")
+            if len(found) > 400:
+                break
+
+        kept = [key for key in found if key.startswith("kept/")]
+        assert sorted(kept) == [f"kept/{number:04d}" for number in range(40)]
+
     async def test_limits_of_keys_and_values(self, directory: Directory) -> None:
         """The last that is taken, and the first that is not."""
         await directory.put("k" * DIRECTORY_KEY_BYTES_MAX, bytes(DIRECTORY_VALUE_BYTES_MAX))

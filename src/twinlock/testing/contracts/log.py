@@ -13,6 +13,7 @@ from twinlock.errors import AppendConflictError, CutRefusedError
 from twinlock.ids import Counter, EnvelopeId, Seq, SpaceId
 from twinlock.protocol.envelope import CIPHERTEXT_BYTES_MAX, TAG_BYTES, Envelope
 from twinlock.protocol.frames import Entry
+from twinlock.testing.contracts.adopting import AdoptContract
 from twinlock.testing.contracts.envelopes import Chain, new_space
 from twinlock.testing.contracts.log_many import AppendManyContract
 
@@ -479,5 +480,5 @@ class CutContract:
         assert (await log.state(space)).head == 0
 
 
-class LogContract(AppendContract, AppendManyContract, ReadContract, CutContract):
+class LogContract(AppendContract, AppendManyContract, ReadContract, CutContract, AdoptContract):
     """The whole of it."""
