@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tools import (
+    vectors_blobs,
     vectors_documents,
     vectors_envelopes,
     vectors_frames,
@@ -40,6 +41,7 @@ MAKERS: dict[str, Callable[[], Vector]] = {
     **vectors_requests.MAKERS,
     **vectors_nodes.MAKERS,
     **vectors_envelopes.MAKERS,
+    **vectors_blobs.MAKERS,
     **vectors_documents.MAKERS,
     **vectors_merging.MAKERS,
     **vectors_frames.MAKERS,

@@ -1,6 +1,7 @@
 """Sealing and opening of envelopes, and of writes made while locked. See spec/sealing.md, sections 5 and 7.
 
-Only this module and `boxes` make nonces: random ones, so that clones and restored machines stay safe.
+Only this module and `boxes` make nonces: random ones, so that clones and restored machines stay safe. Those of `blobs`
+count the chunks of one blob.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from twinlock.errors import KeyMismatchError, OpenError
-from twinlock.ids import AccountId, DeviceId, Epoch, SpaceId
+from twinlock.ids import AccountId, BlobId, DeviceId, Epoch, SpaceId
 from twinlock.protocol import hpke
 from twinlock.protocol.labels import label, u32, u64
 from twinlock.protocol.proofs import b_commit
@@ -66,6 +66,14 @@ class EpochKeys:
     def signal_key(self, device: DeviceId, session: int) -> bytes:
         """Return the AES key of the signals of one session of a device."""
         return self._derive("signal", device + u64(session))
+
+    def blob_key(self, blob: BlobId) -> bytes:
+        """Return the AES key of one blob, which is sealed once."""
+        return self._derive("blob", blob)
+
+    def staging_key(self, store_key: StoreKey, blob: BlobId) -> bytes:
+        """Return what seals this device's note of a blob that waits for its upload: it takes A, B and the StoreKey."""
+        return kdf(self.data_key.expose(), store_mac(store_key, "staging", self.space), "staging", blob)
 
     def local_key(self, store_key: StoreKey, device: DeviceId) -> bytes:
         """Return what wraps the key of this device's replica file: it takes A, B and the StoreKey."""
