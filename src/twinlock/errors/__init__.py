@@ -1,5 +1,6 @@
 """Every error that a caller can meet; codes, causes and remedies are those of spec/errors.json."""
 
+from twinlock.errors.blobs import BearerError, BlobConflictError, BlobIncompleteError
 from twinlock.errors.cluster import PartitionClosedError
 from twinlock.errors.device import (
     DocumentTooLargeError,
@@ -100,6 +101,9 @@ __all__ = [
     "ApprovalNeededError",
     "ApprovalPendingError",
     "BackupDamagedError",
+    "BearerError",
+    "BlobConflictError",
+    "BlobIncompleteError",
     "ChainError",
     "ChallengeError",
     "ClockSkewError",

@@ -20,7 +20,7 @@ _SECRET_BYTES = 64
 class ServerSecrets:
     """The key that proves the server to its clients, and the keys derived beside it. `repr` shows none of them."""
 
-    __slots__ = ("_pepper", "server_id", "server_pk", "sign", "ticket_key")
+    __slots__ = ("_pepper", "bearer_key", "server_id", "server_pk", "sign", "ticket_key")
 
     def __init__(self, secret: bytes) -> None:
         assert len(secret) == _SECRET_BYTES
@@ -30,6 +30,7 @@ class ServerSecrets:
         self.server_id = server_id_of(self.server_pk)
         self._pepper = hmac.digest(secret[32:], label("pepper"), hashlib.sha256)
         self.ticket_key = hmac.digest(secret[32:], label("ticket"), hashlib.sha256)
+        self.bearer_key = hmac.digest(secret[32:], label("bearer"), hashlib.sha256)
 
     def keyed_hash(self, data: bytes) -> bytes:
         """Return `HMAC(pepper, data)`: what is stored in place of a secret that a client proves."""
