@@ -9,9 +9,12 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from twinlock.client.http import DialStreams, open_streams
 from twinlock.client.transport import Dial, open_transport
 from twinlock.sealing.pairing import DEVICE_NAME_BYTES_MAX, check_device_name
 from twinlock.sealing.suite import Entropy
+
+FILE_CACHE_BYTES = 256 << 20
 
 Token = Callable[[], Awaitable[str]]
 """Gives a fresh token of the application's own issuer, as often as it is asked."""
@@ -29,7 +32,8 @@ class Options(msgspec.Struct, frozen=True):
     that can be guessed, whose holder is the operator. `token` signs in at servers that ask for the application's own
     sign-in. `app_url` is where invite links lead, by default to the server. `device_name` is what the account's other
     devices call this one, by default the machine's name. `wall_ms` and `entropy` are where time and chance come from,
-    and `dial` opens the connection.
+    `dial` opens the connection, and `dial_streams` those on which files travel. `file_cache_bytes` bounds what is kept of
+    the files that were read, sealed.
     """
 
     password_unlock: bool = False
@@ -39,6 +43,8 @@ class Options(msgspec.Struct, frozen=True):
     wall_ms: Callable[[], int] = wall_clock_ms
     entropy: Entropy = os.urandom
     dial: Dial = open_transport
+    dial_streams: DialStreams = open_streams
+    file_cache_bytes: int = FILE_CACHE_BYTES
 
     @property
     def own_name(self) -> str:

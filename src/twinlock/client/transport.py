@@ -45,6 +45,11 @@ class Address(msgspec.Struct, frozen=True):
         return f"{self.origin}/sync"
 
     @property
+    def port(self) -> int:
+        """The server's port."""
+        return int(self.origin.rpartition(":")[2])
+
+    @property
     def is_loopback(self) -> bool:
         """Tell whether the server is on this machine, so that no proxy can stand between."""
         if self.host == "localhost":
@@ -132,7 +137,7 @@ class SocketTransport(Transport):
         return bytes(message) if not isinstance(message, bytes) else message
 
 
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
     """Trust what this machine trusts; TLS 1.3 is the oldest version that is spoken."""
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -149,7 +154,7 @@ async def open_transport(address: Address) -> AsyncIterator[Transport]:
     try:
         socket = await connect(
             address.sync_url,
-            ssl=_tls_context() if address.origin.startswith("wss:") else None,
+            ssl=tls_context() if address.origin.startswith("wss:") else None,
             subprotocols=[SUBPROTOCOL],
             compression=None,
             max_size=FRAME_BYTES_MAX,
