@@ -319,9 +319,9 @@ class FailingLog(MemoryLog):
     def append_many(self, appends, received_ms, done):
         loop = asyncio.get_running_loop()
         if self.fails_before:
-            loop.call_soon(done, [StoreError("no space left")] * len(appends))
+            loop.call_soon(done, [(place, StoreError("no space left")) for place in range(len(appends))])
         elif self.fails_after:
-            lost = [StoreError("the answer was lost")] * len(appends)
+            lost = [(place, StoreError("the answer was lost")) for place in range(len(appends))]
             super().append_many(appends, received_ms, lambda _: done(lost))
         else:
             super().append_many(appends, received_ms, done)

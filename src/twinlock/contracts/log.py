@@ -44,6 +44,9 @@ class Append(msgspec.Struct, frozen=True):
 Outcome = list[Seq] | TwinlockError
 """What came of an append: one seq for each envelope, or why nothing was appended."""
 
+Done = Callable[[Sequence[tuple[int, Outcome]]], None]
+"""Called with the places of appends in their call and what came of them; must not raise."""
+
 APPEND_ENVELOPES_MAX = 4096
 APPEND_BYTES_MAX = 4 << 20
 """An append carries at most so many envelopes, and so many bytes of them."""
@@ -108,14 +111,13 @@ class Log(ABC):
         """
 
     @abstractmethod
-    def append_many(
-        self, appends: Sequence[Append], received_ms: int, done: Callable[[Sequence[Outcome]], None]
-    ) -> None:
-        """Append to many spaces at once, and call `done` with what came of each, in order, once that is durable.
+    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+        """Append to many spaces at once, and tell `done` what came of each once that is durable.
 
         Each append stands by itself and fails as `append` does; one with an envelope that is known already is refused
-        with `AppendConflictError`. `done` is called in the event loop, never from within this call, and must not raise.
-        This is how a busy server appends: it costs no task for each space.
+        with `AppendConflictError`. A space that takes long keeps no other waiting: `done` is called as often as it
+        takes, for each append once, in the event loop, never from within this call. This is how a busy server appends:
+        it costs no task for each space.
         """
 
     @abstractmethod
@@ -131,17 +133,18 @@ class Log(ABC):
         """Tell of everything that other nodes do to a space after a seq, in order and each once, until ended.
 
         In order with this node's own appends too: what others did below an own append is told before the outcome of
-        that append, and what they did above it afterwards. What this node does itself is not told. An engine of a
-        single process has no other nodes. Returns what ends it.
+        that append, and what they did above it afterwards. What this node does itself is not told, except an append
+        that was stored although it was answered with an error. An engine of a single process has no other nodes.
+        Returns what ends it.
         """
 
     @abstractmethod
     async def fence(self, space: SpaceId) -> SpaceState:
         """Leave `Note.FENCE` for the other nodes, durably, and return the state at that very place of the log.
 
-        Every append of another node that comes after it was made by a node that had been told of the fence before
-        (by `follow`, or because its state was read later). No reader ever sees it. An engine of a single process just
-        returns the state.
+        Every append of another node that comes after it was asked for when that node had been told of the fence (by
+        `follow`, or because its state was read later): one on its way that a fence overtakes is refused with
+        `StoreError`. No reader ever sees a fence. An engine of a single process just returns the state.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append, refuse_known
 from twinlock.contracts.directory import Change, Directory, Record, check_record
-from twinlock.contracts.log import Append, DeviceHead, Follower, Log, Outcome, SpaceState
+from twinlock.contracts.log import Append, DeviceHead, Done, Follower, Log, Outcome, SpaceState
 from twinlock.engines.one_process import ChangeWatchers, OneProcessBroker
 from twinlock.errors import AppendConflictError, CutRefusedError, RevisionError
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq, SpaceId, short
@@ -78,12 +78,10 @@ class MemoryLog(Log):
         plan = plan_append(space, envelopes, lambda device: held.heads.get(device, NO_HEAD))
         return self._append(held, plan, envelopes, received_ms)
 
-    def append_many(
-        self, appends: Sequence[Append], received_ms: int, done: Callable[[Sequence[Outcome]], None]
-    ) -> None:
+    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
         """Append to many spaces, and tell in the loop's next turn what came of each."""
         outcomes = [self._outcome(append, received_ms) for append in appends]
-        asyncio.get_running_loop().call_soon(done, outcomes)
+        asyncio.get_running_loop().call_soon(done, list(enumerate(outcomes)))
 
     def _outcome(self, append: Append, received_ms: int) -> Outcome:
         held = self._spaces.setdefault(append.space, _Space())

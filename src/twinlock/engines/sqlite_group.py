@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append, refuse_known
-from twinlock.contracts.log import Append, DeviceHead, Outcome
+from twinlock.contracts.log import Append, DeviceHead, Done, Outcome
 from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import GroupState, Job
 from twinlock.errors import TwinlockError
@@ -135,7 +135,7 @@ class AppendsJob(Job[list[Outcome]]):
         tails: Tails,
         appends: Sequence[Append],
         received_ms: int,
-        done: Callable[[Sequence[Outcome]], None],
+        done: Done,
     ) -> None:
         super().__init__(sum([len(envelope.data) for append in appends for envelope in append.envelopes]))
         self._group = group
@@ -158,11 +158,11 @@ class AppendsJob(Job[list[Outcome]]):
 
     def end(self) -> None:
         """Tell what came of each."""
-        self._done((self.outcome or []) if self.error is None else self.refused_all(self.error))
+        self._done(list(enumerate(self.outcome or [])) if self.error is None else self.refused_all(self.error))
 
-    def refused_all(self, error: TwinlockError) -> list[Outcome]:
+    def refused_all(self, error: TwinlockError) -> list[tuple[int, Outcome]]:
         """Return one error as what came of each."""
-        return [error] * len(self._appends)
+        return [(place, error) for place in range(len(self._appends))]
 
     def _append(self, append: Append) -> Outcome:
         try:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
-from twinlock.contracts.log import Append, DeviceHead, Follower, Log, Outcome, SpaceState
+from twinlock.contracts.log import Append, DeviceHead, Done, Follower, Log, SpaceState
 from twinlock.engines import sqlite_cuts
 from twinlock.engines.sqlite_group import AdoptJob, AppendJob, AppendsJob, LogGroup
 from twinlock.engines.sqlite_pages import find_known, read_page, read_places, read_spaces, read_state
@@ -57,9 +57,7 @@ class SqliteLog(Log):
             seqs[place] = seq
         return seqs
 
-    def append_many(
-        self, appends: Sequence[Append], received_ms: int, done: Callable[[Sequence[Outcome]], None]
-    ) -> None:
+    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
         """Append to many spaces in one job of the writer."""
         job = AppendsJob(self._group, self._tails, appends, received_ms, done)
         try:

@@ -1,6 +1,6 @@
 """Group commit: per space at most one append is in flight, and it carries everything that waited.
 
-The appends of all spaces of a loop turn are one call of the log, and their outcomes one call back: no task each.
+The appends of all spaces of a loop turn are one call of the log, and their outcomes few calls back: no task each.
 
 `ack` is sent only after the append returned, which means durable. What a failed append leaves open is settled by
 reading the log's own state again; nobody is told anything that a crash could take back.
@@ -96,9 +96,12 @@ class Committer:
             done = partial(self._done, groups, received_ms, time.perf_counter())
             self._log.append_many(groups, received_ms, done)
 
-    def _done(self, groups: list[_Group], received_ms: int, started: float, outcomes: Sequence[Outcome]) -> None:
+    def _done(
+        self, groups: list[_Group], received_ms: int, started: float, outcomes: Sequence[tuple[int, Outcome]]
+    ) -> None:
         self._metrics.commit_seconds.observe(time.perf_counter() - started)
-        for group, outcome in zip(groups, outcomes, strict=True):
+        for place, outcome in outcomes:
+            group = groups[place]
             space = group.served
             if not isinstance(outcome, list):
                 self._spawn_recovery(space, group.pushes, outcome)
