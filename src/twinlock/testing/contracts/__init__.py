@@ -6,6 +6,7 @@ from twinlock.testing.contracts.envelopes import Chain
 from twinlock.testing.contracts.key_wrapper import KeyWrapperContract
 from twinlock.testing.contracts.keys import KeyServiceContract
 from twinlock.testing.contracts.log import LogContract
+from twinlock.testing.contracts.log_nodes import LogNodesContract
 from twinlock.testing.contracts.members import OwnedSpace, Person
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "KeyServiceContract",
     "KeyWrapperContract",
     "LogContract",
+    "LogNodesContract",
     "OwnedSpace",
     "Person",
 ]
