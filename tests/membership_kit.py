@@ -238,6 +238,9 @@ class FrailDirectory(Directory):
     async def list(self, prefix):
         return await self.trouble.read(self.inner.list(prefix), StoreError)
 
+    def scan(self):
+        return self.inner.scan()
+
     def watch(self, prefix):
         return self.inner.watch(prefix)
 
@@ -248,8 +251,11 @@ class FrailKeys(KeyService):
     def __init__(self, inner: KeyService, trouble: Trouble) -> None:
         self.inner, self.trouble = inner, trouble
 
-    async def append_log(self, log, expect_seq, entries):
-        return await self.trouble.write(self.inner.append_log(log, expect_seq, entries), KeyServiceError)
+    async def take_turn(self, log):
+        return await self.trouble.read(self.inner.take_turn(log), KeyServiceError)
+
+    async def append_log(self, log, expect_seq, entries, turn=0):
+        return await self.trouble.write(self.inner.append_log(log, expect_seq, entries, turn), KeyServiceError)
 
     async def read_log(self, log, after_seq):
         return await self.trouble.read(self.inner.read_log(log, after_seq), KeyServiceError)

@@ -30,8 +30,11 @@ class Distant(KeyService):
             raise KeyServiceError
         return self.keys
 
-    async def append_log(self, log, expect_seq, entries):
-        return await self._reach().append_log(log, expect_seq, entries)
+    async def take_turn(self, log):
+        return await self._reach().take_turn(log)
+
+    async def append_log(self, log, expect_seq, entries, turn=0):
+        return await self._reach().append_log(log, expect_seq, entries, turn)
 
     async def read_log(self, log, after_seq):
         return await self._reach().read_log(log, after_seq)
