@@ -3,6 +3,7 @@
 import json
 import shutil
 import ssl
+import time
 from pathlib import Path
 
 import msgspec
@@ -79,3 +80,11 @@ async def ask(connection, subject, **body):
     """Ask JetStream something, and return its answer."""
     answer = await connection.request(subject, json.dumps(body).encode() if body else b"", timeout=5)
     return json.loads(answer.data)
+
+
+def wait_for_text(server, text):
+    """Wait until a server has written something into its log."""
+    give_up = time.monotonic() + 20
+    while text.lower() not in server.log_path.read_text(errors="replace").lower():
+        assert time.monotonic() < give_up, server.failure()
+        time.sleep(0.02)
