@@ -56,6 +56,7 @@ def view(store, bytes_max):
     """Everything that can be asked of a store."""
     return {
         "documents": store.get_documents([("a", "x"), ("a", "ä"), ("b", "x"), ("none", "x")]),
+        "pages": [store.documents_after(key, 2) for key in (("", ""), ("a", "x"), ("b", "x"))],
         "oldest": store.oldest_documents(bytes_max),
         "lost": store.lost_documents(bytes_max),
         "numbers": (store.lowest_base_seq(), store.live_bytes(), store.pending_count(), store.frozen_count()),

@@ -138,6 +138,10 @@ class LocalStore(ReplicaStore):
         """Return those of the documents that exist."""
         return self._documents.get_documents(keys)
 
+    def documents_after(self, key: DocumentKey, count: int) -> list[StoredDocument]:
+        """Return the documents above a key."""
+        return self._documents.documents_after(key, count)
+
     def put_documents(self, documents: Sequence[StoredDocument]) -> None:
         """Insert or replace documents and their index rows."""
         self._documents.put_documents(documents)

@@ -32,8 +32,8 @@ class Options(msgspec.Struct, frozen=True):
     that can be guessed, whose holder is the operator. `token` signs in at servers that ask for the application's own
     sign-in. `app_url` is where invite links lead, by default to the server. `device_name` is what the account's other
     devices call this one, by default the machine's name. `wall_ms` and `entropy` are where time and chance come from,
-    `dial` opens the connection, and `dial_streams` those on which files travel. `file_cache_bytes` bounds what is kept of
-    the files that were read, sealed.
+    `dial` opens the connection, and `dial_streams` those on which files travel. `file_cache_bytes` bounds what is kept
+    of the files that were read, sealed.
     """
 
     password_unlock: bool = False

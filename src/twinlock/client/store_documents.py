@@ -83,6 +83,14 @@ class DocumentTables:
         found = (self.get_document(*key) for key in keys)
         return {document.key: document for document in found if document is not None}
 
+    def documents_after(self, key: DocumentKey, count: int) -> list[StoredDocument]:
+        """Return the first documents above a key."""
+        rows = self._file.rows(
+            f"SELECT {_COLUMNS} FROM documents WHERE (collection, id) > (?, ?) ORDER BY collection, id LIMIT ?",  # noqa: S608
+            (*key, count),
+        )
+        return [_document(row) for row in rows]
+
     def put_documents(self, documents: Sequence[StoredDocument]) -> None:
         """Insert or replace documents together with their rows in every index of their collection."""
         for document in documents:

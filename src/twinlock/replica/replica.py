@@ -476,6 +476,11 @@ class Replica:
         return self._is_caught_up
 
     @property
+    def knows_all(self) -> bool:
+        """Whether the head was reached, and all that was read was understood and merged."""
+        return self._is_caught_up and self._upkeep.may_compact
+
+    @property
     def cursor(self) -> Seq:
         """The newest entry that was read."""
         return self._inbox.place.cursor

@@ -151,6 +151,10 @@ class ReplicaStore(ABC):
         """Return those of the documents that exist."""
 
     @abstractmethod
+    def documents_after(self, key: DocumentKey, count: int) -> list[StoredDocument]:
+        """Return the first `count` documents above a key by (collection, id), deleted ones too."""
+
+    @abstractmethod
     def put_documents(self, documents: Sequence[StoredDocument]) -> None:
         """Insert or replace documents, and everything that queries and searches need of their values."""
 

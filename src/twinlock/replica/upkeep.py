@@ -136,7 +136,7 @@ class Upkeep:
             return False
         if self._inbox.place.is_healing:
             return self._is_healing_wanted()
-        return self._may_compact and self._is_due()
+        return self.may_compact and self._is_due()
 
     def _is_healing_wanted(self) -> bool:
         """Tell whether a restored server still lacks something; what has come back needs no healing."""
@@ -149,7 +149,8 @@ class Upkeep:
         return False
 
     @property
-    def _may_compact(self) -> bool:
+    def may_compact(self) -> bool:
+        """Whether everything that was read was understood."""
         return self._inbox.place.may_compact and not self._inbox.progress.holes
 
     def _is_due(self) -> bool:

@@ -120,6 +120,10 @@ class MemoryStore(ReplicaStore):
         """See `ReplicaStore`."""
         return {key: self._documents[key] for key in keys if key in self._documents}
 
+    def documents_after(self, key: DocumentKey, count: int) -> list[StoredDocument]:
+        """See `ReplicaStore`."""
+        return [document for document in self.documents() if document.key > key][:count]
+
     def put_documents(self, documents: Sequence[StoredDocument]) -> None:
         """See `ReplicaStore`."""
         grown = 0
