@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from twinlock.engines.jetstream_wire import Message
 
 ANSWER_SECONDS = 5.0
-SERVERS_SECONDS = 2.0
+SERVERS_SECONDS = 1.0
 """How long servers are waited for: one that is down never answers."""
 
 STREAM_PREFIX = "TW_"
