@@ -10,8 +10,8 @@ import msgspec
 
 from twinlock.contracts.chains import NO_HEAD, AppendPlan, plan_append, refuse_known
 from twinlock.contracts.log import Append, DeviceHead, Done, Outcome
-from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import GroupState, Job
+from twinlock.engines.tails import Tails
 from twinlock.errors import TwinlockError
 from twinlock.ids import DeviceId, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope, parse

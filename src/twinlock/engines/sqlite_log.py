@@ -11,8 +11,8 @@ from twinlock.engines import sqlite_cuts
 from twinlock.engines.sqlite_group import AdoptJob, AppendJob, AppendsJob, LogGroup
 from twinlock.engines.sqlite_pages import find_known, read_page, read_places, read_spaces, read_state
 from twinlock.engines.sqlite_readers import Readers
-from twinlock.engines.sqlite_tails import Tails
 from twinlock.engines.sqlite_writer import Writer
+from twinlock.engines.tails import Tails
 from twinlock.errors import AppendConflictError, TwinlockError
 from twinlock.ids import Counter, DeviceId, Incarnation, Seq, SpaceId, short
 from twinlock.protocol.envelope import Envelope
