@@ -72,6 +72,12 @@ class ChangeWatchers:
                 queue.overrun = True
             queue.wake.set()
 
+    def overrun(self) -> None:
+        """Have everybody who watches list again: changes may have been missed."""
+        for queue in self._queues:
+            queue.overrun = True
+            queue.wake.set()
+
     def close(self) -> None:
         """End every watch after what is already queued."""
         for queue in self._queues:
