@@ -7,6 +7,7 @@ import typer
 from twinlock.cli.accounts import recover, sign_up
 from twinlock.cli.backup_keys import backup, restore, split
 from twinlock.cli.bench import bench
+from twinlock.cli.cluster import cluster
 from twinlock.cli.dev import dev
 from twinlock.cli.devices import device, kit, pair
 from twinlock.cli.doctor import doctor
@@ -38,6 +39,7 @@ _add("Run a server", dev, serve, doctor)
 for command in (split, backup, restore):
     keyservice.command()(command)
 commands.add_typer(keyservice, rich_help_panel="Run a server")
+commands.add_typer(cluster, rich_help_panel="Run a server")
 commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Read and write a profile", put, get, query, watch)
 commands.add_typer(space, rich_help_panel="Read and write a profile")
