@@ -1,9 +1,10 @@
-"""The network cable of a device: bytes pass through it to the server until it is pulled out."""
+"""The network cable of a device: bytes pass through it to a server until it is pulled out."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,12 +14,13 @@ CHUNK_BYTES = 1 << 16
 class Cable:
     """Listens on a port of its own and passes every connection on; `cut` closes all and listens no more.
 
-    All that passes is recorded in a file, as somebody on the network would.
+    It leads to the first of some servers that answers, as a load balancer does. All that passes is recorded in a file,
+    as somebody on the network would.
     """
 
-    def __init__(self, port: int, server_port: int, recording: Path) -> None:
+    def __init__(self, port: int, server_ports: Sequence[int], recording: Path) -> None:
         self.port = port
-        self._server_port = server_port
+        self._server_ports = server_ports
         self._recording: BinaryIO = recording.open("wb")
         self._listener: asyncio.Server | None = None
         self._open: set[asyncio.StreamWriter] = set()
@@ -47,11 +49,11 @@ class Cable:
         self._recording.close()
 
     async def _pass_on(self, device_reader: asyncio.StreamReader, device_writer: asyncio.StreamWriter) -> None:
-        try:
-            server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._server_port)
-        except OSError:
+        connected = await self._dial()
+        if connected is None:
             device_writer.transport.abort()
             return
+        server_reader, server_writer = connected
         self._open |= {device_writer, server_writer}
         try:
             async with asyncio.TaskGroup() as group:
@@ -59,6 +61,12 @@ class Cable:
                 group.create_task(self._pump(server_reader, device_writer))
         finally:
             self._open -= {device_writer, server_writer}
+
+    async def _dial(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        for port in self._server_ports:
+            with contextlib.suppress(OSError):
+                return await asyncio.open_connection("127.0.0.1", port)
+        return None
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -29,7 +29,8 @@ class Device:
         self._db: Any = None
         self._pairing: Any = None
         self._acknowledged: list[str] = []
-        self._tell_at = 0
+        self._acked_at_ns: list[int] = []
+        self._tell_at: list[int] = []
         self._latencies_ms: list[float] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -105,12 +106,19 @@ class Device:
                 count += 1
         return {"digest": total.hexdigest(), "count": count}
 
-    async def burst(self, count: int, tell_at: int) -> dict[str, Any]:
-        """Write many changes, each of which also adds one to a counter, and note which the server acknowledges."""
+    async def burst(self, count: int, tell_at: list[int], per_second: float = 0.0) -> dict[str, Any]:
+        """Write many changes, each of which also adds one to a counter, and note which the server acknowledges.
+
+        `tell_at` says of which numbers of acknowledged changes to tell; without a pace they are written at once.
+        """
         self._tell_at = tell_at
         burst = self._space().collection("burst")
         await burst.doc("tally").set({"total": 0})
+        started = time.perf_counter()
         for index in range(count):
+            ahead = started + index / per_second - time.perf_counter() if per_second else 0.0
+            if ahead > 0:
+                await asyncio.sleep(ahead)
             batch = self._db.batch()
             batch.set(burst.doc(f"change-{index:04}"), {"index": index})
             batch.update(burst.doc("tally"), {"total": twinlock.increment(1)})
@@ -120,7 +128,7 @@ class Device:
 
     async def acknowledged(self) -> dict[str, Any]:
         """Return which changes of the burst the server has acknowledged so far."""
-        return {"ids": list(self._acknowledged)}
+        return {"ids": list(self._acknowledged), "at_ns": list(self._acked_at_ns)}
 
     async def burst_result(self) -> dict[str, Any]:
         """Return which changes of the burst are here, and what the counter says."""
@@ -138,6 +146,29 @@ class Device:
         await batch.commit()
         await self._db.synced()
         return {"count": len(features)}
+
+    async def sign_up_alone(self, url: str, name: str, password: str, profile: str) -> dict[str, Any]:
+        """Make an account of somebody else, who has no space of this story yet."""
+        self._db = await twinlock.sign_up(url, name, password, profile=Path(profile))
+        return {}
+
+    async def invite(self, role: str) -> dict[str, Any]:
+        """Make a link that lets somebody into the space."""
+        return {"link": await self._space().invite(role)}
+
+    async def join(self, link: str) -> dict[str, Any]:
+        """Join the space of a link."""
+        await self._db.join(link)
+        return {}
+
+    async def members(self) -> dict[str, Any]:
+        """Return who is in the space, and as what."""
+        return {member.name: str(member.role) for member in await self._space().members()}
+
+    async def remove(self, name: str) -> dict[str, Any]:
+        """Remove a member from the space."""
+        await self._space().remove(name)
+        return {}
 
     async def spaces(self) -> dict[str, Any]:
         """Return the ids of the spaces by their names."""
@@ -205,8 +236,9 @@ class Device:
     async def _note_ack(self, name: str, write: Any) -> None:
         await write.durable()
         self._acknowledged.append(name)
-        if len(self._acknowledged) == self._tell_at:
-            tell({"event": "acknowledged"})
+        self._acked_at_ns.append(time.time_ns())
+        if len(self._acknowledged) in self._tell_at:
+            tell({"event": "acknowledged", "count": len(self._acknowledged)})
 
     def _start(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -15,7 +15,7 @@ from demo.device import HOME, SPACE
 from demo.device_process import DeviceFailedError, DeviceProcess
 from demo.plaintext import search, words_of
 from demo.screen import Screen
-from demo.stage import ACCOUNT, CATALOGUE, Stage, until
+from demo.stage import ACCOUNT, CATALOGUE, Stage, agree, until
 from demo.thief import find, open_loot, steal
 from twinlock.ids import SpaceId
 
@@ -172,7 +172,7 @@ async def _new_phone(screen: Screen, stage: Stage, phone: DeviceProcess) -> None
     await phone.tell("confirm")
     await until(lambda: _counts(phone, HOME, HOME_QUAKES))
     await until(lambda: _counts(phone, SPACE, 1))
-    agreed, digest, count = await stage.agree(stage.a, stage.c, phone)
+    agreed, digest, count = await agree(stage.a, stage.c, phone)
     screen.check(agreed, f"D shows all {count:,} documents, as A and C do, which went on: SHA-256 {digest[:16]}…")
 
 

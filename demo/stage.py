@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from demo.cable import Cable
 from demo.device_process import DeviceProcess
@@ -19,6 +19,14 @@ from twinlock.keyservice.key_files import NODE_KEY_NAME, SERVICE_KEY_NAME, open_
 CATALOGUE = Path(__file__).parents[1] / "examples" / "data" / "earthquakes.json"
 ACCOUNT = "ada"
 PATIENCE_SECONDS = 20.0
+
+
+class TwoDevices(Protocol):
+    """What a scene of two devices needs: both of them, and A's cable."""
+
+    a: DeviceProcess
+    b: DeviceProcess
+    cable_a: Cable
 
 
 class Stage:
@@ -40,8 +48,8 @@ class Stage:
         self.server = ServiceProcess(server, "serve", port, settings)
         self.wire = folder / "wire"
         self.wire.mkdir()
-        self.cable_a = Cable(port_a, port, self.wire / "a.bin")
-        self.cable_c = Cable(port_c, port, self.wire / "c.bin")
+        self.cable_a = Cable(port_a, [port], self.wire / "a.bin")
+        self.cable_c = Cable(port_c, [port], self.wire / "c.bin")
         self.a, self.b, self.c = (
             DeviceProcess(name, folder / f"device-{name}", folder / f"{name}.log") for name in "ABC"
         )
@@ -81,16 +89,17 @@ class Stage:
             for device in self.devices:
                 stack.push_async_callback(device.stop)
 
-    async def agree(self, *devices: DeviceProcess) -> tuple[bool, str, int]:
-        """Wait until devices hold the same documents; return whether, the digest and how many documents."""
-        results: list[dict[str, Any]] = []
 
-        async def same() -> bool:
-            results[:] = [await device.tell("digest") for device in devices]
-            return len({result["digest"] for result in results}) == 1
+async def agree(*devices: DeviceProcess) -> tuple[bool, str, int]:
+    """Wait until devices hold the same documents; return whether, the digest and how many documents."""
+    results: list[dict[str, Any]] = []
 
-        agreed = await until(same)
-        return agreed, results[0]["digest"], results[0]["count"]
+    async def same() -> bool:
+        results[:] = [await device.tell("digest") for device in devices]
+        return len({result["digest"] for result in results}) == 1
+
+    agreed = await until(same)
+    return agreed, results[0]["digest"], results[0]["count"]
 
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = PATIENCE_SECONDS) -> bool:

@@ -12,7 +12,7 @@ from demo.device_process import DeviceFailedError
 from demo.lost_phone import lose_the_phone
 from demo.plaintext import search, words_of
 from demo.screen import Screen
-from demo.stage import ACCOUNT, CATALOGUE, Stage, until
+from demo.stage import ACCOUNT, CATALOGUE, Stage, TwoDevices, agree, until
 
 QUAKES_PER_S = 300
 BURST_CHANGES = 1_000
@@ -58,7 +58,7 @@ async def begin(screen: Screen, stage: Stage) -> None:
     )
 
 
-async def live_import(screen: Screen, stage: Stage, quakes: int | None) -> None:
+async def live_import(screen: Screen, stage: TwoDevices, quakes: int | None) -> None:
     """Import the catalogue on A while B shows it arriving."""
     total = len(json.loads(CATALOGUE.read_text(encoding="utf-8"))["features"][:quakes])
     screen.scene(
@@ -88,7 +88,7 @@ async def live_import(screen: Screen, stage: Stage, quakes: int | None) -> None:
     screen.note(f"from A's write to B's callback, sealing included: p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms")
 
 
-async def _first_sync(stage: Stage) -> None:
+async def _first_sync(stage: TwoDevices) -> None:
     async def can_count() -> bool:
         try:
             await stage.b.tell("count")
@@ -99,7 +99,7 @@ async def _first_sync(stage: Stage) -> None:
     await until(can_count)
 
 
-async def same_document(screen: Screen, stage: Stage) -> None:
+async def same_document(screen: Screen, stage: TwoDevices) -> None:
     """Edit one document on both devices at the same time."""
     screen.scene(
         "The same document, at the same time",
@@ -111,7 +111,7 @@ async def same_document(screen: Screen, stage: Stage) -> None:
         stage.b.tell("edit", id=quake, changes={"properties.alert": "green", "note": "seen from B"}),
     )
     await asyncio.gather(stage.a.tell("synced"), stage.b.tell("synced"))
-    agreed, _, _ = await stage.agree(stage.a, stage.b)
+    agreed, _, _ = await agree(stage.a, stage.b)
     read_a, read_b = await stage.a.tell("read", id=quake), await stage.b.tell("read", id=quake)
     screen.check(agreed and read_a == read_b, "A and B hold the same document")
     properties = read_a["value"]["properties"]
@@ -127,7 +127,7 @@ async def same_document(screen: Screen, stage: Stage) -> None:
         screen.check({winner, lost} == notes, f"note = {winner!r}; the other, {lost!r}, stays readable as a conflict")
 
 
-async def offline(screen: Screen, stage: Stage) -> None:
+async def offline(screen: Screen, stage: TwoDevices) -> None:
     """Cut A's cable, edit on both sides, plug it in again."""
     screen.scene("Offline", "A's cable is cut; both go on working; the cable is plugged in again.")
     await stage.cable_a.cut()
@@ -146,7 +146,7 @@ async def offline(screen: Screen, stage: Stage) -> None:
     screen.check(len(digests) == 2, "meanwhile A and B differ")
     await stage.cable_a.plug_in()
     await stage.a.tell("synced")
-    agreed, digest, count = await stage.agree(stage.a, stage.b)
+    agreed, digest, count = await agree(stage.a, stage.b)
     screen.check(agreed, f"back online: A and B agree on all {count:,} documents, SHA-256 {digest[:16]}…")
 
 
@@ -162,7 +162,7 @@ async def server_killed(screen: Screen, stage: Stage) -> None:
             stage.server.kill()
 
     stage.a.on_event = kill
-    await stage.a.tell("burst", count=BURST_CHANGES, tell_at=KILL_AFTER_ACKS)
+    await stage.a.tell("burst", count=BURST_CHANGES, tell_at=[KILL_AFTER_ACKS])
     # What A still has must not help the server: its cable is out until a stranger has looked.
     await stage.cable_a.cut()
     acknowledged = set((await stage.a.tell("acknowledged"))["ids"])
@@ -173,7 +173,7 @@ async def server_killed(screen: Screen, stage: Stage) -> None:
     await _look_with_new_device(screen, stage, acknowledged)
     await stage.cable_a.plug_in()
     await stage.a.tell("synced")
-    agreed, digest, _ = await stage.agree(stage.a, stage.b, stage.c)
+    agreed, digest, _ = await agree(stage.a, stage.b, stage.c)
     result = await stage.c.tell("burst_result")
     complete = len(result["ids"]) == BURST_CHANGES
     screen.check(complete, f"A's other changes followed by themselves: {len(result['ids']):,} of {BURST_CHANGES:,}")
