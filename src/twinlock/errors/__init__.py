@@ -4,6 +4,7 @@ from twinlock.errors.blobs import BearerError, BlobConflictError, BlobIncomplete
 from twinlock.errors.cluster import PartitionClosedError
 from twinlock.errors.device import (
     DocumentTooLargeError,
+    FileDamagedError,
     FileTooLargeError,
     InvalidDataError,
     InvalidQueryError,
@@ -116,6 +117,7 @@ __all__ = [
     "DeviceRevokedError",
     "DocumentTooLargeError",
     "DrainingError",
+    "FileDamagedError",
     "FileTooLargeError",
     "ForeignEnvelopeError",
     "HelloTimeoutError",

@@ -70,6 +70,13 @@ class DocumentTooLargeError(TwinlockError):
     fix = "Split it, or keep large content in a file."
 
 
+class FileDamagedError(TwinlockError):
+    """The server's bytes of a file are not those that were sealed."""
+
+    code, retry = "file_damaged", "no"
+    fix = "Put the file again from a device that has it, or have the operator restore the server's blobs."
+
+
 class FileTooLargeError(TwinlockError):
     """A file is too large for this."""
 
