@@ -16,6 +16,9 @@ from twinlock.client import (
     DocumentHandle,
     Element,
     EndReason,
+    FileInfo,
+    Files,
+    FileState,
     InviteInfo,
     ListHandle,
     MemberInfo,
@@ -39,6 +42,7 @@ from twinlock.client import (
     sign_up,
 )
 from twinlock.document.fields import array_remove, array_union, delete_field, increment, server_timestamp
+from twinlock.document.file_ref import FileRef
 from twinlock.document.schema import Migration, Schema
 from twinlock.errors import TwinlockError
 from twinlock.protocol.space_log import Role
@@ -54,6 +58,10 @@ __all__ = [
     "DocumentHandle",
     "Element",
     "EndReason",
+    "FileInfo",
+    "FileRef",
+    "FileState",
+    "Files",
     "InviteInfo",
     "ListHandle",
     "MemberInfo",

@@ -5,6 +5,8 @@ from twinlock.client.client import Client
 from twinlock.client.collection import Collection, DocumentHandle
 from twinlock.client.devices import DeviceInfo
 from twinlock.client.endings import EndReason, SpaceEnd
+from twinlock.client.file_manifests import FileInfo, FileState
+from twinlock.client.files import Files
 from twinlock.client.invites import ApplicantInfo, InviteInfo
 from twinlock.client.members import MemberInfo
 from twinlock.client.opening import connect, recover, sign_in, sign_up
@@ -30,6 +32,9 @@ __all__ = [
     "DocumentHandle",
     "Element",
     "EndReason",
+    "FileInfo",
+    "FileState",
+    "Files",
     "InviteInfo",
     "ListHandle",
     "MemberInfo",

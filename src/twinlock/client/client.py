@@ -15,6 +15,8 @@ from twinlock.client.credentials import Credentials
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.devices import DeviceInfo, Devices
 from twinlock.client.endings import SpaceEnd, finish_wiping, space_ends
+from twinlock.client.file_service import FileService
+from twinlock.client.file_upkeep import FileUpkeep
 from twinlock.client.keystore import Custody, forget_store_key
 from twinlock.client.revocation import Revoker
 from twinlock.client.revoked import wipe
@@ -25,6 +27,7 @@ from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.spaces import SpaceInfo, SpaceMaker, find_space
 from twinlock.client.status import Status, StatusBoard, StatusListener
 from twinlock.client.supervisor import Supervisor
+from twinlock.client.writes import Write
 from twinlock.errors import (
     ClosedError,
     DeviceRevokedError,
@@ -33,6 +36,7 @@ from twinlock.errors import (
     WrongServerError,
 )
 from twinlock.ids import SpaceId
+from twinlock.replica.batch import Batch
 from twinlock.replica.store import QuarantinedEnvelope, RefusedWrite
 from twinlock.sealing.identity import AccountKeys
 
@@ -70,7 +74,9 @@ class Client:
         settings = self._sharing.settings
         self._revoker = Revoker(context, connection, self._courier, self._devices, credentials, settings)
         self._handles: dict[SpaceId, SpaceHandle] = {}
-        self._supervisor = Supervisor(context, connection, self._courier, self._go_dark)
+        self._files = FileService(context, connection, self._courier, self._commit)
+        self._file_upkeep = FileUpkeep(self._files, self._commit, context.files.unused_days, context.entropy)
+        self._supervisor = Supervisor(context, connection, self._courier, self._files.uploads, self._go_dark)
         self._is_closed = False
         self._closed_by: TwinlockError | None = None
 
@@ -84,6 +90,7 @@ class Client:
         """
         self._courier.after_account = self._after_account
         self._courier.tenders += [self._sudo.tend, self._sharing.rotations.tend]
+        self._courier.tenders += [self._files.tend, self._file_upkeep.tend]
         finish_wiping(self._context)
         for space in self._context.state.spaces():
             self._courier.add(self._known_space(space))
@@ -113,6 +120,7 @@ class Client:
         for handle in self._handles.values():
             handle.close(reason)
         self._board.set_connection(Status.DISCONNECTED)
+        self._files.close()
         self._courier.close()
         self._sudo.drop()
         self._context.state.close()
@@ -297,8 +305,8 @@ class Client:
         self._check_open()
         if self.pending_count:
             await self._within(SIGN_OUT_MS_MAX, self.synced())
-        if self.pending_count:
-            raise OfflineError(f"{self.pending_count} writes are on this device only")
+        if unsent := self.pending_count + self._files.held_count:
+            raise OfflineError(f"{unsent} writes and files are on this device only")
         await self.close()
         profile = self._context.profile.reopened()
         try:
@@ -392,6 +400,7 @@ class Client:
 
     def _known_space(self, space: SpaceId) -> SpaceRuntime:
         runtime = SpaceRuntime(self._context, self._context.state.space_log(space))
+        runtime.staging.discard_drafts()
         runtime.restore()
         return runtime
 
@@ -399,8 +408,13 @@ class Client:
         handle = self._handles.get(runtime.space)
         if handle is None or handle.runtime is not runtime:
             # A space that ended and began again is another one to those who hold the old handle.
-            handle = self._handles[runtime.space] = SpaceHandle(self._context, self._courier, runtime, self._sharing)
+            handle = self._handles[runtime.space] = SpaceHandle(
+                self._context, self._courier, runtime, self._sharing, self._files
+            )
         return handle
+
+    async def _commit(self, runtime: SpaceRuntime, batch: Batch) -> Write:
+        return await self._handle(runtime).write(batch)
 
     async def _within(self, ms_max: int, waiting: Coroutine[None, None, None]) -> None:
         try:

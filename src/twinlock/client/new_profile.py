@@ -122,7 +122,8 @@ def client_of(
     address = parse_address(url or state.home.url)
     connection = Connection(address, identity, state.home.server_id, board, clock, options.entropy, options.dial)
     connection.token = options.token
-    context = DeviceContext(profile, state, clock, options.entropy, held.custody.is_weak, options.app_url)
+    is_weak = held.custody.is_weak
+    context = DeviceContext(profile, state, clock, options.entropy, is_weak, options.app_url, options.files)
     if made is not None:
         sudo.grant(made.keys)
     kit = made.kit if made is not None else None

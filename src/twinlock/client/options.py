@@ -15,6 +15,7 @@ from twinlock.sealing.pairing import DEVICE_NAME_BYTES_MAX, check_device_name
 from twinlock.sealing.suite import Entropy
 
 FILE_CACHE_BYTES = 256 << 20
+UNUSED_FILE_DAYS = 30.0
 
 Token = Callable[[], Awaitable[str]]
 """Gives a fresh token of the application's own issuer, as often as it is asked."""
@@ -25,6 +26,14 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class FileSettings(msgspec.Struct, frozen=True):
+    """What files are handled by: see `Options`."""
+
+    dial_streams: DialStreams = open_streams
+    cache_bytes: int = FILE_CACHE_BYTES
+    unused_days: float = UNUSED_FILE_DAYS
+
+
 class Options(msgspec.Struct, frozen=True):
     """What the build of an application decides.
 
@@ -33,7 +42,8 @@ class Options(msgspec.Struct, frozen=True):
     sign-in. `app_url` is where invite links lead, by default to the server. `device_name` is what the account's other
     devices call this one, by default the machine's name. `wall_ms` and `entropy` are where time and chance come from,
     `dial` opens the connection, and `dial_streams` those on which files travel. `file_cache_bytes` bounds what is kept
-    of the files that were read, sealed.
+    of the files that were read, sealed; `unused_file_days` is how long an attached file may be named by no document
+    before it is deleted, 0 keeps all.
     """
 
     password_unlock: bool = False
@@ -45,6 +55,12 @@ class Options(msgspec.Struct, frozen=True):
     dial: Dial = open_transport
     dial_streams: DialStreams = open_streams
     file_cache_bytes: int = FILE_CACHE_BYTES
+    unused_file_days: float = UNUSED_FILE_DAYS
+
+    @property
+    def files(self) -> FileSettings:
+        """What files are handled by."""
+        return FileSettings(self.dial_streams, self.file_cache_bytes, self.unused_file_days)
 
     @property
     def own_name(self) -> str:

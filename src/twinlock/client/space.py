@@ -7,6 +7,7 @@ from typing import Any, overload
 from twinlock.client.batch import WriteBatch
 from twinlock.client.collection import Collection
 from twinlock.client.endings import EndReason
+from twinlock.client.files import Files
 from twinlock.client.invites import HOUR_MS, ApplicantInfo, InviteInfo
 from twinlock.client.members import MemberInfo
 from twinlock.client.sharing import Sharing
@@ -57,6 +58,11 @@ class Space:
         if model is None:
             return Collection(self._handle, name)
         return Collection(self._handle, name, model if isinstance(model, Schema) else Schema(model))
+
+    @property
+    def files(self) -> Files:
+        """The files of this space: put, get, stream, save, list, delete."""
+        return Files(self._handle, self._handle.files)
 
     def batch(self) -> WriteBatch:
         """Begin a batch of writes that happen all at once."""

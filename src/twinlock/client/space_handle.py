@@ -8,6 +8,7 @@ from typing import Any
 
 from twinlock.client.courier import Courier
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.file_service import FileService
 from twinlock.client.sharing import Sharing
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.subscriptions import Listener
@@ -29,9 +30,17 @@ _Waiting = tuple[Batch, Write, "asyncio.Future[None]"]
 class SpaceHandle:
     """One space of an open database, as seen from above."""
 
-    __slots__ = ("_closed_by", "_closers", "_context", "_courier", "_runtime", "_sharing", "_waiting")
+    __slots__ = ("_closed_by", "_closers", "_context", "_courier", "_runtime", "_sharing", "_waiting", "files")
 
-    def __init__(self, context: DeviceContext, courier: Courier, runtime: SpaceRuntime, sharing: Sharing) -> None:
+    def __init__(
+        self,
+        context: DeviceContext,
+        courier: Courier,
+        runtime: SpaceRuntime,
+        sharing: Sharing,
+        files: FileService,
+    ) -> None:
+        self.files = files
         self._context = context
         self._courier = courier
         self._runtime = runtime
@@ -63,7 +72,7 @@ class SpaceHandle:
         Raises:
             ClosedError, RemovedError, ShreddedError: nothing any more.
         """
-        self._check_open()
+        self.check_open()
         return self._sharing
 
     def new_id(self) -> str:
@@ -98,14 +107,14 @@ class SpaceHandle:
         self, query: Query, listener: Listener, closed: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         """Tell a listener a query's result, now and later; while locked it is told once there is a lease."""
-        self._check_reads()
+        self.check_reads()
         if closed is not None:
             self._closers.append(closed)
         return self._runtime.subscriptions.add(query, listener, self.now_ms())
 
     def watch_document(self, collection: str, id: str, listener: Listener) -> Callable[[], None]:
         """Tell a listener a document, now and later."""
-        self._check_reads()
+        self.check_reads()
         return self._runtime.subscriptions.watch(collection, id, listener)
 
     # Writing
@@ -116,7 +125,7 @@ class SpaceHandle:
         Raises:
             TwinlockError: the batch was refused; nothing of it was written.
         """
-        self._check_open()
+        self.check_open()
         loop = asyncio.get_running_loop()
         write, stored = Write(id), loop.create_future()
         self._waiting.append((batch, write, stored))
@@ -168,18 +177,20 @@ class SpaceHandle:
                 stored.set_exception(error)
 
     def _open(self) -> Replica:
-        self._check_reads()
+        self.check_reads()
         replica = self._runtime.replica
         if replica is None or self._runtime.keyring.locked(self.now_ms()):
             raise LeaseExpiredError
         return replica
 
-    def _check_reads(self) -> None:
-        self._check_open()
+    def check_reads(self) -> None:
+        """Refuse what a sender may not do, and everything once the space or the database is closed."""
+        self.check_open()
         if self._runtime.is_sender:
             raise RoleError("a sender reads nothing")
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse everything once the space or the database is closed."""
         if self._closed_by is not None:
             raise self._closed_by
 

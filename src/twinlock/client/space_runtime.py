@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
 from twinlock.client.device_context import DeviceContext
 from twinlock.client.endings import SpaceEnd
+from twinlock.client.file_staging import Staging
 from twinlock.client.local_store import LocalStore
 from twinlock.client.private_files import make_private_folder
 from twinlock.client.replica_file import ReplicaFile
@@ -68,6 +70,7 @@ class SpaceRuntime:
         "replica",
         "rotation_ms",
         "space",
+        "staging",
         "subscriptions",
         "title",
         "was_open",
@@ -83,6 +86,7 @@ class SpaceRuntime:
         folder = self._folder = context.profile.space_folder(self.space)
         self._file = ReplicaFile(folder, device_keys.device, state.store_key, context.entropy)
         self._side = SideFile(folder)
+        self.staging = Staging(folder, self.space, state.store_key, context.entropy)
         self._store: LocalStore | None = None
         self._sender: SenderSpace | None = None
         self._locked_writes: list[Write] = []
@@ -296,7 +300,8 @@ class SpaceRuntime:
 
         Writes that the server never had are lost with it; those who hold their handles are told.
         """
-        unsent, handles = self.pending_count + len(self.refused()), self._handles
+        unsent = self.pending_count + len(self.staging.held) + len(self.refused())
+        handles = self._handles
         self.end = msgspec.structs.replace(end, unsent_writes=unsent)
         logger.warning(
             "a space has ended",
@@ -357,14 +362,29 @@ class SpaceRuntime:
         if self._context.state.title_index(self.space) != index:
             self._context.state.put_title_index(self.space, index)
 
+    @property
+    def store(self) -> LocalStore | None:
+        """The replica's file while it is open."""
+        return self._store
+
+    def read(self, collection: str, id: str, now_ms: int) -> dict[str, Any] | None:
+        """Return a document's value.
+
+        Raises:
+            LeaseExpiredError: the space is locked.
+        """
+        if self.replica is None or self.keyring.locked(now_ms):
+            raise LeaseExpiredError
+        return self.replica.get(collection, id, now_ms)
+
     # Writes
 
     @property
     def pending_count(self) -> int:
-        """Writes that the server does not have."""
+        """Writes and files that the server does not have."""
         if self.end is not None:
             return 0
-        sent = 0 if self._sender is None else self._sender.sender.pending_count
+        sent = self.staging.pending_count + (0 if self._sender is None else self._sender.sender.pending_count)
         if self.replica is not None:
             return sent + self.replica.pending_count
         # What was written while locked waits for a role that may write it.

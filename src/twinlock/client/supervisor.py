@@ -9,6 +9,7 @@ from collections.abc import Callable
 from twinlock.client.connection import Connection
 from twinlock.client.courier import Courier
 from twinlock.client.device_context import DeviceContext
+from twinlock.client.file_uploads import Uploads
 from twinlock.client.revoked import is_revoked
 from twinlock.errors import DeviceRevokedError
 
@@ -24,14 +25,21 @@ class Supervisor:
         context: this device.
         connection: its connection.
         courier: what stands behind it.
+        uploads: the files that are sent.
         go_dark: called once the account's own log has said that it revokes this device.
     """
 
-    __slots__ = ("_connection", "_context", "_courier", "_go_dark", "_read", "_task")
+    __slots__ = ("_connection", "_context", "_courier", "_go_dark", "_read", "_task", "_uploads")
 
     def __init__(
-        self, context: DeviceContext, connection: Connection, courier: Courier, go_dark: Callable[[], None]
+        self,
+        context: DeviceContext,
+        connection: Connection,
+        courier: Courier,
+        uploads: Uploads,
+        go_dark: Callable[[], None],
     ) -> None:
+        self._uploads = uploads
         self._context = context
         self._connection = connection
         self._courier = courier
@@ -72,6 +80,7 @@ class Supervisor:
                 tasks.create_task(self._connection.run(self._courier))
                 tasks.create_task(self._courier.tend_forever())
                 tasks.create_task(self._courier.do_chores())
+                tasks.create_task(self._uploads.run())
                 tasks.create_task(self._heed_revocation())
         except* DeviceRevokedError:
             was_revoked = True
