@@ -9,12 +9,14 @@ from twinlock.errors import error_from_code
 from twinlock.protocol import frames, limits
 from twinlock.protocol.frames import ClientFrame, ServerFrame
 from twinlock.server.accounts import Accounts
+from twinlock.server.blobs import Blobs
 from twinlock.server.devices import DeviceBook
 from twinlock.server.memberships import Memberships
 from twinlock.server.pairing import Pairings
 from twinlock.server.partitions import Partitions
 from twinlock.server.rekem import Rekeming
 from twinlock.server.session import TOLD_LIMITS
+from twinlock.server.session_token import SessionTokens
 from twinlock.server.sign_in import TokenSignIn
 from twinlock.server.spaces import Spaces
 from twinlock.server.unlockers import Unlockers
@@ -51,7 +53,8 @@ def test_the_table_of_frames_has_every_tag_and_every_field():
 
 def test_the_table_of_methods_is_what_the_server_answers():
     written = {row[0] for row in rows_of("6. Calls")[1:]}
-    parts = (Accounts, DeviceBook, Memberships, Pairings, Partitions, Rekeming, Spaces, TokenSignIn, Unlockers)
+    people = (Accounts, DeviceBook, Pairings, Rekeming, SessionTokens, TokenSignIn, Unlockers)
+    parts = (*people, Blobs, Memberships, Partitions, Spaces)
     answered = {name for part in parts for name in part.methods(object.__new__(part))}
 
     assert written == answered

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
-from twinlock.errors import InvalidCallError
+from twinlock.errors import InvalidCallError, LimitExceededError
 
 BLOB_NAME_BYTES_MAX = 255
 BLOB_PART_BYTES_MAX = 16 << 20
@@ -65,3 +65,36 @@ def check_name(name: str) -> None:
     """
     if not _NAME.fullmatch(name) or len(name) > BLOB_NAME_BYTES_MAX:
         raise InvalidCallError("the name of an object is a short path of plain words")
+
+
+def check_object(name: str, data: bytes) -> None:
+    """Check what is about to be stored; every store calls this first.
+
+    Raises:
+        InvalidCallError: the name is none.
+        LimitExceededError: it is too large.
+    """
+    check_name(name)
+    if len(data) > BLOB_PART_BYTES_MAX:
+        raise LimitExceededError(f"an object of {len(data)} bytes, {BLOB_PART_BYTES_MAX} at most")
+
+
+def check_range(first: int, size: int | None) -> None:
+    """Check what is to be read of an object.
+
+    Raises:
+        InvalidCallError: it begins before the first byte, or ends before it begins.
+    """
+    if first < 0 or (size is not None and size < 0):
+        raise InvalidCallError("a range begins and ends at a byte of the object")
+
+
+def check_prefix(prefix: str) -> None:
+    """Check the prefix of a listing.
+
+    Raises:
+        InvalidCallError: it is not a path that ends at a `/`.
+    """
+    if not prefix.endswith("/"):
+        raise InvalidCallError("the prefix of a listing ends at a /")
+    check_name(prefix.removesuffix("/"))

@@ -1,4 +1,4 @@
-"""Blobs through `obstore`: in a folder, in a bucket of anything that speaks S3, or in memory."""
+"""Blobs through `obstore`: in a folder, or in a bucket of anything that speaks S3."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from obstore.exceptions import BaseError
-from obstore.store import LocalStore, MemoryStore, ObjectStore, S3Store
+from obstore.store import LocalStore, S3Store
 
-from twinlock.contracts.blobs import BLOB_PART_BYTES_MAX, BlobStore, StoredPart, check_name
+from twinlock.contracts.blobs import BlobStore, StoredPart, check_name, check_object, check_prefix, check_range
 from twinlock.engines.blob_folder import BlobFolder
-from twinlock.errors import InvalidCallError, LimitExceededError, StoreError
+from twinlock.engines.blobs_memory import MemoryBlobs
+from twinlock.errors import StoreError
 
 MEMORY_BLOBS = "memory:"
 BUCKET_SCHEME = "s3://"
@@ -35,15 +36,13 @@ class ObstoreBlobs(BlobStore):
 
     __slots__ = ("_folder", "_store")
 
-    def __init__(self, store: ObjectStore, folder: BlobFolder | None = None) -> None:
+    def __init__(self, store: LocalStore | S3Store, folder: BlobFolder | None = None) -> None:
         self._store = store
         self._folder = folder
 
     async def put(self, name: str, data: bytes) -> None:
         """Store an object durably."""
-        check_name(name)
-        if len(data) > BLOB_PART_BYTES_MAX:
-            raise LimitExceededError(f"an object of {len(data)} bytes, {BLOB_PART_BYTES_MAX} at most")
+        check_object(name, data)
         if self._folder is not None:
             await self._folder.write(name, data)
             return
@@ -54,8 +53,7 @@ class ObstoreBlobs(BlobStore):
     async def get(self, name: str, first: int = 0, size: int | None = None) -> bytes | None:
         """Return an object's bytes from `first` on."""
         check_name(name)
-        if first < 0 or (size is not None and size < 0):
-            raise InvalidCallError("a range begins and ends at a byte of the object")
+        check_range(first, size)
         with _translated():
             try:
                 if not first and size is None:
@@ -82,9 +80,7 @@ class ObstoreBlobs(BlobStore):
 
     async def list(self, prefix: str) -> AsyncIterator[StoredPart]:
         """Yield every object below a prefix."""
-        check_name(prefix.removesuffix("/"))
-        if not prefix.endswith("/"):
-            raise InvalidCallError("the prefix of a listing ends at a /")
+        check_prefix(prefix)
         pages = self._store.list(prefix, chunk_size=LIST_CHUNK).__aiter__()
         while True:
             with _translated():
@@ -102,7 +98,7 @@ class ObstoreBlobs(BlobStore):
             await self._folder.close()
 
 
-def open_blobs(where: str, endpoint: str = "") -> ObstoreBlobs:
+def open_blobs(where: str, endpoint: str = "") -> BlobStore:
     """Open the store that a setting names: `memory:`, `s3://bucket/prefix`, or the path of a folder.
 
     Args:
@@ -114,7 +110,7 @@ def open_blobs(where: str, endpoint: str = "") -> ObstoreBlobs:
         StoreError: the folder cannot be made, or the bucket's name is none.
     """
     if where == MEMORY_BLOBS:
-        return ObstoreBlobs(MemoryStore())
+        return MemoryBlobs()
     if where.startswith(BUCKET_SCHEME):
         return ObstoreBlobs(_bucket(where, endpoint))
     folder = BlobFolder.open(Path(where))

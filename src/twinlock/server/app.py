@@ -18,6 +18,7 @@ from twinlock.process import Life, configure_logs, listen, serve_until_signalled
 from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
+from twinlock.server.blob_services import build_blob_chores, build_blobs
 from twinlock.server.buckets import Quotas
 from twinlock.server.commit import Committer
 from twinlock.server.drain import drain, end_due_sessions, revoke_devices
@@ -121,7 +122,8 @@ class Server:
                 origins = self.settings.origins_at(self.port)
                 dispatcher = Dispatcher(services, origins)
                 sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, wall_clock_ms)
-                http = build_http(self.metrics, lambda: self._is_ready(stores))
+                blob_http = services.blobs.make_http(sync.browser_origins, lambda: self._is_serving)
+                http = build_http(self.metrics, lambda: self._is_ready(stores), blob_http)
                 web = web_server(http, tls, sync)
                 await web.startup(sockets=[listener])
                 turning = group.create_task(web.main_loop())
@@ -201,8 +203,11 @@ def build_services(
     registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
     people = build_people(settings, stores, tasks, heartbeat, authority, registry, now_ms)
     committer = Committer(stores.log, hub, tasks, metrics, now_ms)
+    blob_chores = build_blob_chores(settings, stores, metrics, now_ms)
     changes = SpaceChanges(stores.log, stores.directory, logs, authority, registry, committer, tasks)
+    changes.purge_more = blob_chores.purge
     keyrings = Keyrings(stores.directory)
+    blobs = build_blobs(settings, stores, authority, registry, people.session_ends, metrics, now_ms)
     partitions = Partitions(stores.open_partitions)
     spaces = Spaces(stores, logs, keyrings, registry, changes, partitions, now_ms)
     members = Memberships(logs, keyrings, registry, changes, stores.secrets.server_id, settings, now_ms)
@@ -224,7 +229,9 @@ def build_services(
         presence=people.presence,
         devices=people.devices,
         pairings=people.pairings,
-        methods={**people.methods, **partitions.methods(), **spaces.methods(), **members.methods()},
+        methods={**people.methods, **partitions.methods(), **spaces.methods(), **members.methods(), **blobs.methods},
+        blobs=blobs,
+        blob_chores=blob_chores,
         tasks=tasks,
         metrics=metrics,
         now_ms=now_ms,
@@ -247,6 +254,7 @@ async def _clean_for_ever(services: Services) -> None:
         try:
             await services.pairings.clean()
             await services.changes.finish_shredding()
+            await services.blob_chores.clean()
             deleted = await services.log.clean(services.now_ms() - int(settings.grace_days * DAY_MS))
         except TwinlockError as error:
             logger.warning("cleaning failed", code=error.code)

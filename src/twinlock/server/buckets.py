@@ -55,10 +55,12 @@ class Pace:
 class AccountQuota:
     """The rates of one account, over all its connections."""
 
-    __slots__ = ("calls", "entries", "pace", "signals")
+    __slots__ = ("blobs", "calls", "entries", "pace", "signals")
 
     def __init__(self, settings: Settings, now_ms: int) -> None:
         self.pace = Pace(settings.account_changes_per_s, settings.account_bytes_per_s, now_ms)
+        # Apart from the pushes: whoever uploads a film goes on writing.
+        self.blobs = Pace(settings.calls_per_s, settings.account_blob_bytes_per_s, now_ms)
         self.calls = TokenBucket(settings.calls_per_s, 10 * settings.calls_per_s, now_ms)
         per_hour = settings.log_entries_per_hour
         # Everybody who reads a log has to replay it, and it is never cut.

@@ -98,6 +98,11 @@ class Metrics:
         self.signals = self._tally("signals", "Signals relayed.")
         self.signals_dropped = self._tally("signals_dropped", "Signals dropped because of their rate.")
         self.cleaned = self._tally("entries_cleaned", "Entries deleted after their grace.")
+        self.blob_bytes_in = self._tally("blob_bytes_stored", "Bytes of parts of blobs that were stored.")
+        self.blob_bytes_out = self._tally("blob_bytes_sent", "Bytes of parts of blobs that were sent.")
+        self.blobs_deleted = self._tally("blobs_deleted", "Blobs deleted for good.")
+        self.blob_memory = self._gauge("blob_memory_bytes", "Bytes that parts on their way may take in memory.")
+        self._blob_requests = self._counter("blob_requests", "HTTP requests for parts of blobs.", "method", "code")
         self._rejects = self._counter("rejects", "Envelopes refused.", "code")
         self._closes = self._counter("closes", "Connections closed by the server.", "code")
         self._calls = self._counter("calls", "Calls answered.", "method", "code")
@@ -126,6 +131,10 @@ class Metrics:
     def called(self, method: str, code: str) -> None:
         """Count an answered call; the caller passes only names of methods that exist."""
         self._calls.labels(method, code if error_from_code(code).code == code else "ok").inc()
+
+    def blob_requested(self, method: str, code: str) -> None:
+        """Count a request for a part; the caller passes only methods that exist, and "ok" or the code of an error."""
+        self._blob_requests.labels(method, code).inc()
 
     def render(self) -> bytes:
         """Return everything in the text format of Prometheus."""

@@ -9,6 +9,8 @@ import msgspec
 from twinlock.contracts import KeyService, Log
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
+from twinlock.server.blob_chores import BlobChores
+from twinlock.server.blob_services import BlobServices
 from twinlock.server.buckets import Quotas
 from twinlock.server.commit import Committer
 from twinlock.server.devices import DeviceBook
@@ -45,6 +47,8 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     presence: Presence
     devices: DeviceBook
     pairings: Pairings
+    blobs: BlobServices
+    blob_chores: BlobChores
     methods: Mapping[str, Method]
     tasks: Tasks
     metrics: Metrics

@@ -27,6 +27,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     data: str = "twinlock-data"
     engine: str = SQLITE_ENGINE
+    blobs: str = ""
+    blobs_endpoint: str = ""
     host: str = "127.0.0.1"
     port: int = 8765
     origins: list[str] = []
@@ -47,6 +49,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     space_changes_per_s: int = 50_000
     space_bytes_per_s: int = 128 << 20
     space_bytes_max: int = 16 << 30
+    account_blob_bytes_per_s: int = 64 << 20
+    blob_bytes_max: int = 0
+    space_blob_bytes_max: int = 64 << 30
+    space_blobs_max: int = 100_000
+    blob_memory_bytes_max: int = 256 << 20
+    blob_begun_hours: float = 24.0
     signals_per_s: int = 200
     calls_per_s: int = 100
     log_entries_per_hour: int = 5_000

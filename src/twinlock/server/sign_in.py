@@ -46,6 +46,10 @@ class SessionEnds:
             if not peers:
                 del self._peers[second]
 
+    def end_ms(self, peer: Peer) -> int:
+        """Return when a session ends; 0 if it stands on no token."""
+        return 1000 * self._ends.get(peer, 0)
+
     def take_due(self, now_ms: int) -> list[Peer]:
         """Return the sessions whose time has come, once."""
         due = [peer for second in self._peers if second <= now_ms // 1000 for peer in self._peers[second]]

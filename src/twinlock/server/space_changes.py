@@ -11,7 +11,7 @@ While the key service has not said whether it took entries, the space is in doub
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -50,6 +50,9 @@ DOUBT_RETRY_S_MAX = 30.0
 _SHREDDING = "shredding/"
 
 
+PurgeMore = Callable[[SpaceId], Awaitable[None]]
+
+
 class Everybody:
     """Holds every account."""
 
@@ -71,6 +74,7 @@ class SpaceChanges:
         "_registry",
         "_tasks",
         "hub",
+        "purge_more",
     )
 
     def __init__(
@@ -93,6 +97,8 @@ class SpaceChanges:
         self.hub = committer.hub
         self._tasks = tasks
         self._locks: dict[SpaceId, asyncio.Lock] = {}
+        self.purge_more: PurgeMore = _purge_nothing
+        """Deletes what a shredded space has elsewhere; may take long, and may be called again."""
 
     @asynccontextmanager
     async def of(self, space: SpaceId) -> AsyncIterator[ServedSpace]:
@@ -275,7 +281,9 @@ class SpaceChanges:
         """Delete what the log's new state has made useless; what stays when this fails does no harm."""
         try:
             if after.is_shredded:
-                await self._purge(space)
+                await self._purge_log(space)
+                # Whoever shreds does not wait for the deletion of large files.
+                self._tasks.spawn(self.finish_shredding(), "finish shredding")
             elif after.epoch > before.epoch:
                 await self._keyrings.forget_past(space.id, after)
             else:
@@ -287,12 +295,17 @@ class SpaceChanges:
             logger.warning("cleaning after a change failed", space=short(space.id), code=error.code)
 
     async def _purge(self, space: ServedSpace) -> None:
-        """Delete every envelope and every row. The signed log stays: devices that come later learn from it."""
+        """Delete everything of a shredded space but its signed log: devices that come later learn from it."""
+        await self._purge_log(space)
+        await self.purge_more(space.id)
+        await self._directory.delete(_SHREDDING + space.id.hex())
+
+    async def _purge_log(self, space: ServedSpace) -> None:
+        """Delete every envelope and every row."""
         await self._log.purge(space.id)
         state = await self._log.state(space.id)
         space.start, space.log_bytes = state.start, state.log_bytes
         await self._keyrings.forget_all(space.id)
-        await self._directory.delete(_SHREDDING + space.id.hex())
 
     # In doubt
 
@@ -320,6 +333,10 @@ class SpaceChanges:
                     await self._settle(space)
                 except TwinlockError as error:
                     logger.warning("a space's log stays in doubt", space=short(space.id), code=error.code)
+
+
+async def _purge_nothing(space: SpaceId) -> None:
+    """Stand where nothing else is kept of spaces."""
 
 
 def cutoffs_between(before: SpaceLogState, after: SpaceLogState) -> list[tuple[AccountId, Cutoff]]:

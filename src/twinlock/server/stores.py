@@ -10,7 +10,8 @@ from tempfile import TemporaryDirectory
 import msgspec
 import structlog
 
-from twinlock.contracts import Broker, Directory, KeyService, Log
+from twinlock.contracts import BlobStore, Broker, Directory, KeyService, Log
+from twinlock.engines.blobs import MEMORY_BLOBS, open_blobs
 from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
 from twinlock.engines.sqlite import SqliteEngine
 from twinlock.errors import KeyServiceError, StoreError
@@ -27,6 +28,7 @@ logger = structlog.get_logger(__name__)
 
 DATABASE_NAME = "twinlock.db"
 KEY_SERVICE_FOLDER = "keyservice"
+BLOBS_FOLDER = "blobs"
 
 
 class Stores(msgspec.Struct, frozen=True):
@@ -35,6 +37,7 @@ class Stores(msgspec.Struct, frozen=True):
     log: Log
     directory: Directory
     broker: Broker
+    blobs: BlobStore
     keys: KeyService
     secrets: ServerSecrets
     close: Callable[[], Awaitable[None]]
@@ -56,6 +59,7 @@ async def _open_in_folder(settings: Settings, folder: Path) -> Stores:
     secrets = open_secrets(folder)
     engine = SqliteEngine.open(folder / DATABASE_NAME)
     try:
+        blobs = open_blobs(settings.blobs or str(folder / BLOBS_FOLDER), settings.blobs_endpoint)
         keys = await _open_keys(settings, folder)
     except BaseException:
         await engine.close()
@@ -64,8 +68,9 @@ async def _open_in_folder(settings: Settings, folder: Path) -> Stores:
     async def close() -> None:
         await keys.close()
         await engine.close()
+        await blobs.close()
 
-    return Stores(engine.log, engine.directory, engine.broker, keys, secrets, close)
+    return Stores(engine.log, engine.directory, engine.broker, blobs, keys, secrets, close)
 
 
 async def _open_keys(settings: Settings, folder: Path) -> KeyService:
@@ -105,10 +110,12 @@ async def _open_in_memory(settings: Settings) -> Stores:
     # The key service knows only files; these live as long as the process.
     folder = TemporaryDirectory(prefix="twinlock-")
     keys = LocalKeyService.open(folder.name, settings.keyservice)
+    blobs = open_blobs(settings.blobs or MEMORY_BLOBS, settings.blobs_endpoint)
 
     async def close() -> None:
         await keys.close()
         await log.close()
+        await blobs.close()
         folder.cleanup()
 
-    return Stores(log, MemoryDirectory(), MemoryBroker(), keys, make_secrets(), close)
+    return Stores(log, MemoryDirectory(), MemoryBroker(), blobs, keys, make_secrets(), close)

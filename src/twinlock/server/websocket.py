@@ -64,7 +64,7 @@ _CLOSE_CODES: dict[type[TwinlockError], CloseCode] = {
 class SyncSocket:
     """Makes a connection for every upgrade; this is what uvicorn calls."""
 
-    __slots__ = ("_browser_origins", "_settings", "dispatcher", "heartbeat", "is_draining", "metrics", "now_ms")
+    __slots__ = ("_settings", "browser_origins", "dispatcher", "heartbeat", "is_draining", "metrics", "now_ms")
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class SyncSocket:
         self._settings = settings
         # A page that this server's own address served may connect as well.
         own = {origin.replace("ws", "http", 1) for origin in origins}
-        self._browser_origins = own | {origin.rstrip("/") for origin in settings.browser_origins}
+        self.browser_origins = frozenset(own | {origin.rstrip("/") for origin in settings.browser_origins})
         self.now_ms = now_ms
         self.dispatcher = dispatcher
         self.heartbeat = heartbeat
@@ -94,7 +94,7 @@ class SyncSocket:
         if request.path.partition("?")[0] != SYNC_PATH:
             return wire.reject(HTTPStatus.NOT_FOUND, f"The sync socket is at {SYNC_PATH}.\n")
         # A browser's page always names its origin; programs name none.
-        if not all(origin in self._browser_origins for origin in request.headers.get_all("Origin")):
+        if not all(origin in self.browser_origins for origin in request.headers.get_all("Origin")):
             return wire.reject(HTTPStatus.FORBIDDEN, "Pages of this origin may not connect.\n")
         if self.is_draining or len(self.heartbeat) >= self._settings.connections_max:
             response = wire.reject(HTTPStatus.SERVICE_UNAVAILABLE, "No more connections are taken.\n")

@@ -18,6 +18,7 @@ from typing import TypeVar
 from twinlock.client.transport import Address, Dial, Transport
 from twinlock.contracts import Asking, Directory, KeyService
 from twinlock.contracts.directory import Change, Record
+from twinlock.engines.blobs_memory import MemoryBlobs
 from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
 from twinlock.errors import KeyServiceError, OfflineError, TwinlockError
 from twinlock.ids import LogId
@@ -380,7 +381,7 @@ class Node:
         metrics = Metrics()
         self._heartbeat = Heartbeat(metrics)
         directory = SlowDirectory(self.directory, self.delays)
-        stores = Stores(self.log, directory, MemoryBroker(), self.keys, self.secrets, self.keys.close)
+        stores = Stores(self.log, directory, MemoryBroker(), MemoryBlobs(), self.keys, self.secrets, self.keys.close)
         settings = Settings(engine="memory:", calls_per_s=0, sign_ups_per_min=0, unlocker_tries_per_min=0)
         try:
             async with asyncio.TaskGroup() as group:
