@@ -10,6 +10,7 @@ from bench.figure import Figure
 from bench.peers import nats, pocketbase
 from bench.scale import Scale
 from bench.scenarios.catchup import catch_up
+from bench.scenarios.cluster import cluster
 from bench.scenarios.connections import connections
 from bench.scenarios.devices import sdk_catch_up, seen_on_other_device
 from bench.scenarios.fanout import fan_out
@@ -35,5 +36,6 @@ SCENARIOS: Mapping[str, Measure] = {
     "sealing": seal_and_open,
     "leases": leases,
     "members": large_space,
+    "cluster": cluster,
 }
 PEERS: Mapping[str, Measure] = {"nats": nats.measure, "pocketbase": pocketbase.measure}

@@ -20,6 +20,8 @@ from twinlock.protocol.calls import (
     CreatePendingResult,
     CreateSpace,
     KeyringRow,
+    PartitionsResult,
+    ReadPartitions,
     SignedEntry,
 )
 from twinlock.protocol.client import ClientIdentity
@@ -56,6 +58,10 @@ class World(msgspec.Struct, frozen=True):
     def space_id(self, space: int = 0) -> SpaceId:
         """Return the id of a space."""
         return self.spaces[space].space
+
+    def at(self, port: int) -> World:
+        """Return the same world as seen from another node."""
+        return msgspec.structs.replace(self, port=port)
 
     async def open(self, device: int = 0) -> RawClient:
         """Connect as a device."""
@@ -108,14 +114,16 @@ async def _create_spaces(
     client: RawClient, account: AccountKeys, device: DeviceKeys, count: int
 ) -> list[SpaceLogState]:
     states: list[SpaceLogState] = []
+    partitions = (await client.call("space.partitions", ReadPartitions(), PartitionsResult)).open
     for start in range(0, count, CALLS_AT_ONCE):
-        some = min(CALLS_AT_ONCE, count - start)
-        states += await asyncio.gather(*(_create_space(client, account, device) for _ in range(some)))
+        numbers = range(start, min(start + CALLS_AT_ONCE, count))
+        chosen = (partitions[number % len(partitions)] for number in numbers)
+        states += await asyncio.gather(*(_create_space(client, account, device, one) for one in chosen))
     return states
 
 
-async def _create_space(client: RawClient, account: AccountKeys, device: DeviceKeys) -> SpaceLogState:
-    genesis = space_genesis(account, 0, os.urandom)
+async def _create_space(client: RawClient, account: AccountKeys, device: DeviceKeys, partition: int) -> SpaceLogState:
+    genesis = space_genesis(account, partition, os.urandom)
     state = replay_space([genesis])
     nonce, time_ms = os.urandom(32), now_ms()
     message = proofs.pending_message(state.space, _FIRST, nonce, time_ms, account.account, device.device)

@@ -38,13 +38,13 @@ def _measure() -> Measured:
     import msgspec
 
     from bench.capacity.measure_nats import measure_nats
-    from bench.capacity.measure_server import measure_server
+    from bench.capacity.measure_server import measure_changes, measure_server
     from bench.event_loop import runner
     from bench.machine import describe
 
     with tempfile.TemporaryDirectory(prefix="twinlock-capacity-") as folder, runner() as loop:
         figures: dict[str, Any] = {}
-        for name, measure in (("nats", measure_nats), ("server", measure_server)):
+        for name, measure in (("nats", measure_nats), ("server", measure_server), ("changes", measure_changes)):
             place = Path(folder) / name
             place.mkdir()
             print(f"measuring: {name}", file=sys.stderr)

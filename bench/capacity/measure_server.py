@@ -9,12 +9,14 @@ from typing import Any
 
 import msgspec
 
+from bench.cluster_process import clustered
 from bench.machine import resident_bytes
 from bench.people import make_person, sign_up
 from bench.raw_client import open_client
 from bench.scale import Scale
 from bench.scenarios.connections import connections
 from bench.scenarios.leases import leases
+from bench.scenarios.writes import Writer, drive
 from bench.server_process import serving
 from bench.world import make_world
 from twinlock.protocol.client import ClientIdentity
@@ -22,6 +24,7 @@ from twinlock.protocol.limits import CONNECTION_SPACES_MAX
 
 SPACES = 400
 ACCOUNTS = 200
+WRITERS, CHANGES = 64, 200
 SETTLE_SECONDS = 1.0
 MEMORY_NAME = "server memory of an idle connection"
 LEASE_NAME = "processor time of a lease, many at once, in a process of its own"
@@ -45,6 +48,17 @@ async def measure_server(folder: Path) -> dict[str, Any]:
     each = {figure.name: figure.value for figure in await connections(parts["connections"], Scale())}
     lease = {figure.name: figure.value for figure in await leases(parts["leases"], Scale())}
     return {**served, "connection_memory_bytes": each[MEMORY_NAME] * 1024, "lease_cpu_ms": lease[LEASE_NAME]}
+
+
+async def measure_changes(folder: Path) -> dict[str, Any]:
+    """Measure how many changes a second of a sync node's processor time takes in, over three NATS servers."""
+    with clustered(folder, 1) as running:
+        await running.ready()
+        world = await make_world(running.ports[0], spaces_count=WRITERS)
+        writers = [Writer(await world.open(), world.source(space).pushes(CHANGES)) for space in range(WRITERS)]
+        before = running.cpu()
+        await drive(writers)
+        return {"changes_per_core_s": WRITERS * CHANGES / running.cpu().since(before).nodes}
 
 
 async def _spaces_and_accounts(folder: Path) -> dict[str, Any]:
