@@ -20,13 +20,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 	@if $(PIP) -e '.[bench]'; then touch $@; \
 	else echo "== Left out: plots and peers, because the extra 'bench' cannot be installed here"; fi
 
-.PHONY: help demo test check soak bench clean
+.PHONY: help demo cluster test check soak bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 
 demo: .venv/.stamp ## show live sync between two devices (ARGS=--once for one round)
 	@$(BIN)/python -m demo $(ARGS)
+
+cluster: .venv/.stamp ## run a cluster on this machine and kill parts of it (ARGS=--once for one round)
+	@$(BIN)/python -m demo.cluster $(ARGS)
 
 test: .venv/.stamp ## run all tests but the slow ones
 	@echo "== Tests"
