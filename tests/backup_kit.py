@@ -22,7 +22,7 @@ async def opened(folder: Path, *, is_beside: bool = False):
     engine = SqliteEngine.open_reading(path) if is_beside else SqliteEngine.open(path)
     blobs = open_blobs(str(folder / "blobs"))
     try:
-        yield Holdings(engine.log, engine.directory, blobs, engine.log.places)
+        yield Holdings(engine.log, engine.directory, engine.broker, blobs, engine.log.places)
     finally:
         await blobs.close()
         await engine.close()

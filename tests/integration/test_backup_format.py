@@ -12,6 +12,7 @@ from twinlock.backup.format import chunk_name
 from twinlock.backup.pages import page_digests
 from twinlock.engines.blobs import open_blobs
 from twinlock.engines.memory import MemoryDirectory, MemoryLog
+from twinlock.engines.one_process import OneProcessBroker
 from twinlock.errors import BackupDamagedError, StoreError
 from twinlock.ids import Seq
 from twinlock.testing.contracts import Chain
@@ -44,7 +45,7 @@ async def filled(holdings: Holdings, spaces_count: int = 3) -> list[Chain]:
 
 
 def memory_holdings() -> Holdings:
-    return Holdings(MemoryLog(), MemoryDirectory(), open_blobs("memory:"))
+    return Holdings(MemoryLog(), MemoryDirectory(), OneProcessBroker(), open_blobs("memory:"))
 
 
 def births_left_out(records: dict[str, bytes]) -> dict[str, bytes]:

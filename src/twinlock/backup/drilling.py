@@ -64,7 +64,7 @@ async def drill(store: BlobStore, now_ms: Callable[[], int], generation: int | N
         engine = SqliteEngine.open(Path(scratch) / DATABASE_NAME)
         blobs = open_blobs(f"{scratch}/blobs")
         try:
-            holdings = Holdings(engine.log, engine.directory, blobs, engine.log.places)
+            holdings = Holdings(engine.log, engine.directory, engine.broker, blobs, engine.log.places)
             restored = await restore(manifest, store, holdings, now_ms, even_damaged=True)
             problems += restored.problems
             chunks = Chunks(store)
@@ -75,7 +75,7 @@ async def drill(store: BlobStore, now_ms: Callable[[], int], generation: int | N
                 note(error.detail)
             logs = await prove_logs(holdings, note)
             finished = await prove_blobs(holdings, note)
-            served = await prove_serving(holdings, engine.broker, identity, note)
+            served = await prove_serving(holdings, identity, note)
         finally:
             await blobs.close()
             await engine.close()

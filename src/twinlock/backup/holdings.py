@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from twinlock.contracts import BlobStore, Directory, Log
+from twinlock.contracts import BlobStore, Broker, Directory, Log
 from twinlock.ids import Seq, SpaceId
 
 PLACES_PAGE = 256
@@ -32,6 +32,7 @@ class Holdings(msgspec.Struct, frozen=True):
 
     log: Log
     directory: Directory
+    broker: Broker
     blobs: BlobStore
     places: Places | None = None
 

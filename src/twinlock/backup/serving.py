@@ -16,7 +16,7 @@ from websockets.typing import Subprotocol
 
 from twinlock.backup.holdings import Holdings
 from twinlock.backup.proving import Note
-from twinlock.contracts import Asking, Broker, KeyService
+from twinlock.contracts import Asking, KeyService
 from twinlock.errors import KeyServiceError, TwinlockError
 from twinlock.ids import LogId, Seq
 from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
@@ -70,12 +70,11 @@ class ServedReport(msgspec.Struct, frozen=True):
     spaces_count: int
 
 
-async def prove_serving(holdings: Holdings, broker: Broker, identity: bytes, note: Note) -> ServedReport:
+async def prove_serving(holdings: Holdings, identity: bytes, note: Note) -> ServedReport:
     """Serve what was restored on a port of this machine, look at it from outside, then load every space.
 
     Args:
         holdings: what was restored, in a scratch place.
-        broker: of the scratch engine.
         identity: the server's own secrets, if the backup has them.
         note: takes what is wrong.
     """
@@ -83,7 +82,7 @@ async def prove_serving(holdings: Holdings, broker: Broker, identity: bytes, not
     stores = Stores(
         log=holdings.log,
         directory=holdings.directory,
-        broker=broker,
+        broker=holdings.broker,
         blobs=holdings.blobs,
         keys=AbsentKeys(),
         secrets=secrets,
