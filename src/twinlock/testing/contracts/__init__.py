@@ -1,5 +1,6 @@
 """Contract suites: what an engine or a key service must pass to be one. Subclass them and give their fixtures."""
 
+from twinlock.testing.contracts.blobs import BlobStoreContract
 from twinlock.testing.contracts.broker import BrokerContract
 from twinlock.testing.contracts.directory import DirectoryContract
 from twinlock.testing.contracts.envelopes import Chain
@@ -10,6 +11,7 @@ from twinlock.testing.contracts.log_nodes import LogNodesContract
 from twinlock.testing.contracts.members import OwnedSpace, Person
 
 __all__ = [
+    "BlobStoreContract",
     "BrokerContract",
     "Chain",
     "DirectoryContract",
