@@ -122,7 +122,7 @@ class Server:
                 origins = self.settings.origins_at(self.port)
                 dispatcher = Dispatcher(services, origins)
                 sync = SyncSocket(self.settings, origins, dispatcher, heartbeat, self.metrics, wall_clock_ms)
-                blob_http = services.blobs.make_http(sync.browser_origins, lambda: self._is_serving)
+                blob_http = services.blobs.make_http(services.quotas, sync.browser_origins, lambda: self._is_serving)
                 http = build_http(self.metrics, lambda: self._is_ready(stores), blob_http)
                 web = web_server(http, tls, sync)
                 await web.startup(sockets=[listener])

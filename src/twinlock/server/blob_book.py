@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -29,7 +29,7 @@ TRIES_MAX = 40
 RETRY_AFTER_MS = 500
 _MARK_BYTES = 4
 _PAUSE_S_MAX = 0.02
-_BUCKETED_FROM = 2_048
+BUCKETED_FROM = 2_048
 """Blobs of a space from which on they are listed by the first byte of their ids: a directory lists all or nothing."""
 
 
@@ -126,14 +126,12 @@ class BlobBook:
     async def page(self, space: SpaceId, after: BlobId, count: int, use: SpaceUse) -> list[HeldBlob]:
         """Return the first blobs of a space above an id, sorted by id, at most so many."""
         found: list[HeldBlob] = []
-        buckets = range(after[0] if after else 0, 256) if use.count >= _BUCKETED_FROM else (None,)
+        buckets = range(after[0] if after else 0, 256) if use.count >= BUCKETED_FROM else (None,)
         for bucket in buckets:
-            async for held in self._bucket(space, bucket):
-                if held.blob > after:
-                    found.append(held)
-                    if len(found) == count:
-                        return found
-        return found
+            found += [held for held in await self._bucket(space, bucket) if held.blob > after]
+            if len(found) >= count:
+                break
+        return found[:count]
 
     async def recount(self, space: SpaceId) -> bool:
         """Count a space anew if a change of it was left behind; return whether nothing is left to do."""
@@ -148,7 +146,7 @@ class BlobBook:
             return False
         use = SpaceUse()
         for bucket in range(256):
-            async for held in self._bucket(space, bucket):
+            for held in await self._bucket(space, bucket):
                 use = use.plus(held.record, 1)
         try:
             await self._directory.put(_use_key(space), msgspec.msgpack.encode(use), stored.revision)
@@ -162,10 +160,9 @@ class BlobBook:
             await self._directory.delete(key)
         await self._directory.delete(_use_key(space))
 
-    async def _bucket(self, space: SpaceId, bucket: int | None) -> AsyncIterator[HeldBlob]:
+    async def _bucket(self, space: SpaceId, bucket: int | None) -> list[HeldBlob]:
         prefix = f"blob/{space.hex()}/" + ("" if bucket is None else f"{bucket:02x}/")
-        for key, stored in (await self._directory.list(prefix)).items():
-            yield _held(key, stored)
+        return [_held(key, stored) for key, stored in (await self._directory.list(prefix)).items()]
 
     async def _change(
         self,

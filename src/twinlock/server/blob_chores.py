@@ -5,7 +5,8 @@ Several servers may do this at the same time: each step may be repeated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import structlog
@@ -28,14 +29,17 @@ DELETES_AT_ONCE = 16
 SWEEP_MS = DAY_MS
 """How often all objects are compared with the records."""
 
+SWEEP_S_MAX = 2.0
+"""For how long at a time: other chores wait."""
+
 _SWEPT = "blob_swept"
-_SEEN_MAX = 100_000
+_KNOWN_MAX = 100_000
 
 
 class BlobChores:
     """Deletes what is due, and the blobs of a space as a whole."""
 
-    __slots__ = ("_book", "_directory", "_due", "_metrics", "_now_ms", "_settings", "_store")
+    __slots__ = ("_book", "_directory", "_due", "_metrics", "_now_ms", "_settings", "_store", "_sweeping")
 
     def __init__(
         self,
@@ -54,6 +58,7 @@ class BlobChores:
         self._settings = settings
         self._metrics = metrics
         self._now_ms = now_ms
+        self._sweeping: AsyncIterator[None] | None = None
 
     async def clean(self) -> None:
         """Look at every blob whose time has come."""
@@ -66,31 +71,12 @@ class BlobChores:
                 logger.warning("a blob could not be looked at", space=short(due.space), code=error.code)
         if not has_failed:
             await self._due.finished()
+        await self._sweep()
 
     async def purge(self, space: SpaceId) -> None:
         """Delete every blob of a space."""
         await self._delete_below(space_place(space))
         await self._book.forget_all(space)
-
-    async def sweep(self) -> None:
-        """Once a day compare all objects with the records; what nobody knows is deleted after the grace.
-
-        It may belong to a record that a restored directory has lost, and that a device brings back.
-        """
-        if not await self._take_turn():
-            return
-        grace_ends_ms = self._now_ms() + self._grace_ms
-        known: dict[tuple[SpaceId, BlobId], bool] = {}
-        async for part in self._store.list(ALL_BLOBS):
-            name = blob_of(part.name)
-            if name is None or name in known:
-                continue
-            if len(known) >= _SEEN_MAX:
-                known.clear()
-            space, blob = name
-            known[name] = await self._book.get(space, blob) is not None
-            if not known[name]:
-                await self._due.note(space, blob, grace_ends_ms)
 
     @property
     def _grace_ms(self) -> int:
@@ -148,6 +134,36 @@ class BlobChores:
             return False
         self._metrics.blobs_deleted.inc()
         return True
+
+    async def _sweep(self) -> None:
+        """Once a day compare all objects with the records, for some seconds each time."""
+        if self._sweeping is None:
+            if not await self._take_turn():
+                return
+            self._sweeping = self._compare()
+        ends_s = time.monotonic() + SWEEP_S_MAX
+        try:
+            async for _ in self._sweeping:
+                if time.monotonic() > ends_s:
+                    return
+        except TwinlockError as error:
+            logger.warning("objects could not be compared with the records", code=error.code)
+        self._sweeping = None
+
+    async def _compare(self) -> AsyncIterator[None]:
+        """Have what belongs to no record looked at after the grace: a device may bring back what a restore has lost."""
+        known: dict[tuple[SpaceId, BlobId], bool] = {}
+        async for part in self._store.list(ALL_BLOBS):
+            name = blob_of(part.name)
+            if name is None or name in known:
+                continue
+            if len(known) >= _KNOWN_MAX:
+                known.clear()
+            space, blob = name
+            known[name] = await self._book.get(space, blob) is not None
+            if not known[name]:
+                await self._due.note(space, blob, self._now_ms() + self._grace_ms)
+            yield
 
     async def _delete_below(self, prefix: str) -> None:
         waiting: list[StoredPart] = []

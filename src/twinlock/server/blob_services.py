@@ -23,8 +23,8 @@ from twinlock.server.settings import Settings
 from twinlock.server.sign_in import SessionEnds
 from twinlock.server.stores import Stores
 
-MakeHttp = Callable[[frozenset[str], Callable[[], bool]], BlobHttp]
-"""Makes the HTTP side from whose pages may ask and whether clients are taken."""
+MakeHttp = Callable[[Quotas, frozenset[str], Callable[[], bool]], BlobHttp]
+"""Makes the HTTP side from the rates of accounts, whose pages may ask, and whether clients are taken."""
 
 
 class BlobServices(msgspec.Struct, frozen=True):
@@ -54,10 +54,9 @@ def build_blobs(
     directory, bearers = stores.directory, Bearers(stores.secrets.bearer_key)
     book, due = BlobBook(directory, now_ms), BlobDue(directory, now_ms)
     blobs = Blobs(stores.blobs, book, due, authority, registry, settings, now_ms)
-    # Rates apart from those of the sync socket: whoever uploads a film goes on writing.
-    gate = BlobGate(Quotas(settings), settings.blob_memory_bytes_max, metrics.blob_memory.set)
 
-    def make_http(origins: frozenset[str], is_taking: Callable[[], bool]) -> BlobHttp:
+    def make_http(quotas: Quotas, origins: frozenset[str], is_taking: Callable[[], bool]) -> BlobHttp:
+        gate = BlobGate(quotas, settings.blob_memory_bytes_max, metrics.blob_memory.set)
         return BlobHttp(blobs, bearers, gate, metrics, now_ms, origins, is_taking)
 
     tokens = SessionTokens(bearers, ends, now_ms)
