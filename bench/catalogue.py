@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.figure import Figure
-from bench.peers import nats, pocketbase
+from bench.peers import nats, pocketbase, pocketbase_files
 from bench.scale import Scale
 from bench.scenarios.catchup import catch_up
 from bench.scenarios.cluster import cluster
 from bench.scenarios.connections import connections
 from bench.scenarios.devices import sdk_catch_up, seen_on_other_device
 from bench.scenarios.fanout import fan_out
+from bench.scenarios.files import files
 from bench.scenarios.leases import leases
 from bench.scenarios.many_documents import many_documents
 from bench.scenarios.members import large_space
@@ -37,5 +38,10 @@ SCENARIOS: Mapping[str, Measure] = {
     "leases": leases,
     "members": large_space,
     "cluster": cluster,
+    "files": files,
 }
-PEERS: Mapping[str, Measure] = {"nats": nats.measure, "pocketbase": pocketbase.measure}
+PEERS: Mapping[str, Measure] = {
+    "nats": nats.measure,
+    "pocketbase": pocketbase.measure,
+    "pocketbase-files": pocketbase_files.measure,
+}

@@ -19,6 +19,7 @@ UNLIMITED = (
     "catch_ups_per_s",
     "account_changes_per_s",
     "account_bytes_per_s",
+    "account_blob_bytes_per_s",
     "space_changes_per_s",
     "space_bytes_per_s",
     "calls_per_s",

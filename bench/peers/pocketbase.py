@@ -48,28 +48,34 @@ async def measure(folder: Path, scale: Scale) -> list[Figure]:
     """Measure writes with 64 in flight and fan-out to subscribers."""
     port, binary = free_port(), program("pocketbase")
     data = ["--dir", str(folder / "data")]
-    _make_superuser([binary, "superuser", "upsert", _EMAIL, _PASSWORD, *data])
+    make_superuser([binary, "superuser", "upsert", *data])
     with running([binary, "serve", "--http", f"127.0.0.1:{port}", *data], folder / "pocketbase.log") as child:
         await wait_for_port(port, child)
         await _create_collection(port)
         return [await _writes(port, scale), await _fan_out(port, scale)]
 
 
-def _make_superuser(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True)
+def make_superuser(command: list[str]) -> None:
+    """Make who may create collections, by PocketBase's own command without name and password."""
+    subprocess.run([*command[:3], _EMAIL, _PASSWORD, *command[3:]], check=True, capture_output=True)
+
+
+async def sign_in(port: int) -> str:
+    """Return a token of whom `make_superuser` made."""
+    login = json.dumps({"identity": _EMAIL, "password": _PASSWORD}).encode()
+    answer = await ask(port, request("POST", "/api/collections/_superusers/auth-with-password", login))
+    token: str = json.loads(answer.partition(b"\r\n\r\n")[2])["token"]
+    return token
 
 
 async def _create_collection(port: int) -> None:
-    login = json.dumps({"identity": _EMAIL, "password": _PASSWORD}).encode()
-    answer = await ask(port, request("POST", "/api/collections/_superusers/auth-with-password", login))
-    token = json.loads(answer.partition(b"\r\n\r\n")[2])["token"]
     collection = {
         "name": "bench",
         "type": "base",
         "fields": [{"name": "text", "type": "text"}],
         **dict.fromkeys(("listRule", "viewRule", "createRule", "updateRule", "deleteRule"), ""),
     }
-    made = await ask(port, request("POST", "/api/collections", json.dumps(collection).encode(), token))
+    made = await ask(port, request("POST", "/api/collections", json.dumps(collection).encode(), await sign_in(port)))
     assert b" 200 " in made[:20], made[:300]
 
 
