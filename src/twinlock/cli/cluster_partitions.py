@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
+from twinlock.cli.cluster_mirror import Operator, admins_options
 from twinlock.cli.output import fail, need_server_parts, people, run, wide_console
 
 if TYPE_CHECKING:
@@ -19,20 +20,8 @@ if TYPE_CHECKING:
     from twinlock.engines.jetstream_cluster import ClusterSettings, ClusterStatus, FirstSettings, StreamStatus
     from twinlock.engines.jetstream_options import NatsOptions
 
-ADMIN_SEED_NAME = "admin.nk"
-AUTHORITY_NAME = "ca.pem"
-
 Url = Annotated[
     str, typer.Argument(help="The cluster: nats://HOST:PORT,HOST:PORT or tls://….", metavar="URL", show_default=False)
-]
-Operator = Annotated[
-    Path | None,
-    typer.Option(
-        "--operator",
-        help="The folder `operator` that `twinlock cluster keys` made; not needed for servers without keys.",
-        exists=True,
-        file_okay=False,
-    ),
 ]
 Tags = Annotated[
     list[str] | None,
@@ -106,7 +95,7 @@ async def _init(url: str, operator: Path | None, partitions: int, shards: int, r
     if partitions + shards > STREAMS_MAX:
         text = f"{partitions + shards} streams are more than one NATS cluster carries ({STREAMS_MAX})."
         fail("too_many_streams", text, "Take fewer partitions or shards; partitions can be opened later.", status=2)
-    options = _options(url, operator)
+    options = admins_options(url, operator)
     if await _exists(options):
         text = "There is a cluster on these NATS servers already."
         fail("cluster_exists", text, "See `twinlock cluster status`; its shards cannot be changed.")
@@ -115,7 +104,7 @@ async def _init(url: str, operator: Path | None, partitions: int, shards: int, r
 
 
 async def _status(url: str, operator: Path | None) -> bool:
-    options = _options(url, operator)
+    options = admins_options(url, operator)
     await _need_cluster(options)
     async with _engine(options) as engine:
         found = await engine.status()
@@ -127,7 +116,7 @@ async def _open(url: str, operator: Path | None, numbers: str | None, count: int
     from twinlock.engines.jetstream_room import SPACES_MAX, check_streams, full_partitions, next_partition
     from twinlock.errors import InvalidCallError
 
-    options = _options(url, operator)
+    options = admins_options(url, operator)
     await _need_cluster(options)
     async with _engine(options) as engine:
         settings = await engine.refresh_settings()
@@ -145,20 +134,11 @@ async def _open(url: str, operator: Path | None, numbers: str | None, count: int
 
 
 async def _close(url: str, operator: Path | None, numbers: str) -> None:
-    options = _options(url, operator)
+    options = admins_options(url, operator)
     await _need_cluster(options)
     first, many = _range(numbers)
     async with _engine(options) as engine:
         people.print(_summary(await engine.close_partitions(first, many)))
-
-
-def _options(url: str, operator: Path | None) -> NatsOptions:
-    from twinlock.engines.jetstream_options import NatsOptions
-
-    if operator is None:
-        return NatsOptions.from_url(url)
-    authority = str(operator / AUTHORITY_NAME) if url.startswith("tls://") else ""
-    return NatsOptions.from_url(url, ca_file=authority, nkey_file=str(operator / ADMIN_SEED_NAME))
 
 
 @asynccontextmanager
