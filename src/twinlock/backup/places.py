@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from obstore.store import LocalStore
 
 from twinlock.backup.holdings import Holdings
 from twinlock.contracts import BlobStore
-from twinlock.engines.blobs import BUCKET_SCHEME, open_blobs
+from twinlock.engines.blobs import BUCKET_SCHEME, ObstoreBlobs, open_blobs
 from twinlock.engines.sqlite import SqliteEngine
 from twinlock.errors import StoreError
 
@@ -150,9 +151,12 @@ async def open_backup(where: str, endpoint: str = "", *, is_made: bool = False) 
 def _backup_store(where: str, endpoint: str, is_made: bool) -> BlobStore:
     if where.startswith(BUCKET_SCHEME):
         return open_blobs(where, endpoint)
-    if not is_made and not Path(where).is_dir():
+    if is_made:
+        return open_blobs(where)
+    if not Path(where).is_dir():
         raise StoreError(f"there is no backup {Path(where).name}")
-    return open_blobs(where)
+    # Only read, and perhaps where nothing can be written.
+    return ObstoreBlobs(LocalStore(Path(where).absolute()))
 
 
 @contextmanager
