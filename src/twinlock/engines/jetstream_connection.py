@@ -14,7 +14,7 @@ import random
 import secrets
 from collections.abc import Callable
 from ssl import SSLContext
-from typing import Any
+from typing import Any, cast
 
 from twinlock.engines import jetstream_wire as wire
 from twinlock.engines.jetstream_options import Address, NatsOptions
@@ -51,8 +51,8 @@ class _Link(asyncio.Protocol, Listener):
         self._parser = Parser(self)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's transports are none of asyncio's classes, and act as such all the same.
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self.unanswered = 0
