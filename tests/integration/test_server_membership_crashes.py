@@ -227,8 +227,8 @@ class ForgetfulKeys(FrailKeys):
         super().__init__(inner, trouble)
         self.forgotten, self.after_seq = forgotten, after_seq
 
-    async def append_log(self, log, expect_seq, entries):
-        head = await super().append_log(log, expect_seq, entries)
+    async def append_log(self, log, expect_seq, entries, turn=0):
+        head = await super().append_log(log, expect_seq, entries, turn)
         self.after_seq += len(entries)
         return head
 

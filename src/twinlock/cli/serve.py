@@ -33,6 +33,10 @@ def read_settings(config: Path | None, **overrides: object) -> Settings:
 def serve(
     config: ConfigFile = None,
     data: DataFolder = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="Where to store: sqlite, or the NATS servers of a cluster: nats://HOST:PORT,HOST:PORT."),
+    ] = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="The port to listen on.")] = None,
 ) -> None:
@@ -42,7 +46,7 @@ def serve(
     It ends in good order on SIGINT and SIGTERM.
     """
     need_server_parts()
-    settings = read_settings(config, data=data, host=host, port=port)
+    settings = read_settings(config, data=data, engine=engine, host=host, port=port)
     from twinlock.process import SettingsError
     from twinlock.server.app import run
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import ssl
 import sys
 import time
 from collections.abc import Callable
 
+import msgspec
 import structlog
 import uvloop
 
@@ -20,36 +22,39 @@ from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
 from twinlock.server.blob_services import build_blob_chores, build_blobs
 from twinlock.server.buckets import Quotas
+from twinlock.server.chores import Chores
 from twinlock.server.commit import Committer
-from twinlock.server.drain import drain, end_due_sessions, revoke_devices
+from twinlock.server.confirmations import Confirmations
+from twinlock.server.drain import drain, revoke_devices
 from twinlock.server.heartbeat import Heartbeat
 from twinlock.server.http import build_http
 from twinlock.server.hub import Hub
 from twinlock.server.keyrings import Keyrings
 from twinlock.server.memberships import Memberships
 from twinlock.server.metrics import Metrics
+from twinlock.server.neighbours import Neighbours, SpaceGrown
+from twinlock.server.other_nodes import OtherNodes
 from twinlock.server.partitions import Partitions
 from twinlock.server.people import build_people
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.services import Services
 from twinlock.server.session import Dispatcher
 from twinlock.server.settings import Settings
+from twinlock.server.shared_rates import SharedRates
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.space_changes import SpaceChanges
 from twinlock.server.spaces import Spaces
 from twinlock.server.stores import Stores, open_stores
 from twinlock.server.tasks import Tasks
+from twinlock.server.tries import Tries
+from twinlock.server.upkeep import end_upkeep, spawn_upkeep
 from twinlock.server.websocket import SyncSocket
 
 logger = structlog.get_logger(__name__)
 
 PROBE_KEY = "probe"
 PROBE_TIMEOUT_S = 2.0
-TEND_INTERVAL_S = 1.0
-LAST_VISITS_S = 1.0
-"""How long a server that stops goes on noting who was here."""
-
-DAY_MS = 86_400_000
+NODE_BYTES = 8
 SWITCH_INTERVAL_S = 0.001
 GC_OBJECTS = 20_000
 
@@ -136,8 +141,7 @@ class Server:
                 for server in web.servers:
                     server.close()
                 await drain(sync, services)
-                last_visits = services.tasks.spawn(_write_visits(services), "note the last visits")
-                await asyncio.wait({last_visits}, timeout=LAST_VISITS_S)
+                await end_upkeep(services)
                 web.should_exit = True
                 await turning
                 await web.shutdown(sockets=[listener])
@@ -193,24 +197,38 @@ def build_services(
     now_ms: Callable[[], int] = wall_clock_ms,
 ) -> Services:
     """Put the parts together that stand behind the sync socket."""
-    logs = SignedLogs(stores.directory, stores.keys)
+    node, is_shared = stores.node or os.urandom(NODE_BYTES), stores.is_shared
+    stores = msgspec.structs.replace(stores, node=node)
+    rates = SharedRates(now_ms, is_told=is_shared)
+    neighbours = Neighbours(stores.broker, node, rates, metrics, is_shared=is_shared)
+    logs = SignedLogs(stores.directory, stores.keys, node, neighbours.is_alive)
     hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
     authority = Authority(
         logs,
         on_grown=lambda account: hub.tell_accounts((account,), Notice(LOG_GROWN, account)),
         on_revoked=lambda devices: revoke_devices(heartbeat, devices),
     )
-    registry = SpaceRegistry(stores.log, stores.directory, logs, tasks, metrics, settings, now_ms)
-    people = build_people(settings, stores, tasks, heartbeat, authority, registry, now_ms)
+    registry = SpaceRegistry(stores, logs, tasks, metrics, settings, rates)
+    people = build_people(settings, stores, tasks, heartbeat, authority, registry, neighbours)
     committer = Committer(stores.log, hub, tasks, metrics, now_ms)
     blob_chores = build_blob_chores(settings, stores, metrics, now_ms)
-    changes = SpaceChanges(stores.log, stores.directory, logs, authority, registry, committer, tasks)
+    changes = SpaceChanges(
+        stores,
+        logs,
+        authority,
+        registry,
+        committer,
+        tasks,
+        lambda space, seq, tellings: neighbours.tell(SpaceGrown(space, seq, tellings)),
+    )
     changes.purge_more = blob_chores.purge
     keyrings = Keyrings(stores.directory)
     blobs = build_blobs(settings, stores, authority, registry, people.session_ends, metrics, now_ms)
     partitions = Partitions(stores.open_partitions)
     spaces = Spaces(stores, logs, keyrings, registry, changes, partitions, now_ms)
-    members = Memberships(logs, keyrings, registry, changes, stores.secrets.server_id, settings, now_ms)
+    invite_tries = Tries(10 * settings.unlocker_tries_per_min, now_ms, rates, "invites")
+    members = Memberships(logs, keyrings, registry, changes, stores.secrets.server_id, invite_tries, now_ms)
+    OtherNodes(stores, neighbours, authority, registry, changes, tasks, heartbeat).listen()
     return Services(
         settings=settings,
         secrets=stores.secrets,
@@ -220,10 +238,14 @@ def build_services(
         registry=registry,
         hub=hub,
         committer=committer,
+        confirmations=Confirmations(stores.log, tasks),
         changes=changes,
         admission=Admission(settings, now_ms()),
         tickets=Tickets(stores.secrets.ticket_key),
-        quotas=Quotas(settings),
+        quotas=Quotas(settings, rates),
+        neighbours=neighbours,
+        chores=Chores(stores.directory, node, now_ms),
+        is_shared=is_shared,
         sign_in=people.sign_in,
         session_ends=people.session_ends,
         presence=people.presence,
@@ -236,53 +258,3 @@ def build_services(
         metrics=metrics,
         now_ms=now_ms,
     )
-
-
-def spawn_upkeep(services: Services) -> None:
-    """Begin what a server does by itself, beside answering."""
-    services.tasks.spawn(services.changes.finish_shredding(), "finish shredding")
-    services.tasks.spawn(_clean_for_ever(services), "clean")
-    services.tasks.spawn(_end_sessions_for_ever(services), "end sessions")
-    services.tasks.spawn(_note_visits_for_ever(services), "note visits")
-
-
-async def _clean_for_ever(services: Services) -> None:
-    """Delete what was cut longer ago than the grace, and have the key service do what it must from time to time."""
-    settings = services.settings
-    while True:
-        await asyncio.sleep(settings.clean_interval_s or 60.0)
-        try:
-            await services.pairings.clean()
-            await services.changes.finish_shredding()
-            await services.blob_chores.clean()
-            deleted = await services.log.clean(services.now_ms() - int(settings.grace_days * DAY_MS))
-        except TwinlockError as error:
-            logger.warning("cleaning failed", code=error.code)
-        else:
-            services.metrics.cleaned.inc(deleted)
-        try:
-            await services.keys.tend(services.now_ms())
-        except TwinlockError as error:
-            logger.warning("the key service could not be tended", code=error.code)
-
-
-async def _end_sessions_for_ever(services: Services) -> None:
-    """End the sessions whose token has ended."""
-    while True:
-        await asyncio.sleep(TEND_INTERVAL_S)
-        end_due_sessions(services)
-
-
-async def _note_visits_for_ever(services: Services) -> None:
-    """Write down who was here, one after the other: a storm of devices is noted bit by bit."""
-    while True:
-        await asyncio.sleep(TEND_INTERVAL_S)
-        await _write_visits(services)
-
-
-async def _write_visits(services: Services) -> None:
-    """Write down who was here lately; what is lost with a store that fails is told wrong by some minutes."""
-    try:
-        await services.pairings.forget_taken(await services.devices.write_visits())
-    except TwinlockError as error:
-        logger.warning("visits could not be noted", code=error.code)

@@ -25,7 +25,7 @@ class Authority:
         on_revoked: is told of devices that their account revoked, before anything else is done.
     """
 
-    __slots__ = ("_accounts", "_logs", "_on_grown", "_on_revoked")
+    __slots__ = ("_accounts", "_logs", "_on_grown", "_on_revoked", "_readings", "tell_others")
 
     def __init__(
         self,
@@ -37,6 +37,11 @@ class Authority:
         self._accounts: dict[AccountId, AccountState] = {}
         self._on_grown = on_grown
         self._on_revoked = on_revoked
+        self._readings: dict[AccountId, object] = {}
+        """The reads under way that nothing has overtaken."""
+
+        self.tell_others: Callable[[AccountId, frozenset[DeviceId]], None] = _tell_nobody
+        """Tells the other nodes of an account that has grown, and whom it revoked."""
 
     async def log(self, account: AccountId) -> list[SignedEntry]:
         """Return every entry of an account's log."""
@@ -61,9 +66,37 @@ class Authority:
         Raises:
             UnknownDeviceError: there is no such account.
         """
-        known = self._accounts.get(account)
-        if known is not None:
-            return known
+        while True:
+            known = self._accounts.get(account)
+            if known is not None:
+                return known
+            reading = self._readings.setdefault(account, object())
+            try:
+                state = await self._read(account)
+            except BaseException:
+                self._readings.pop(account, None)
+                raise
+            if self._readings.get(account) is reading:
+                del self._readings[account]
+                newer = self._accounts.get(account)
+                # The log may have grown while it was read here.
+                return newer if newer is not None and newer.seq > state.seq else self._keep(state)
+
+    def heard(self, account: AccountId, revoked: frozenset[DeviceId]) -> None:
+        """Take in that an account has grown at another node; devices that it revoked are cut off at once."""
+        self._accounts.pop(account, None)
+        self._readings.pop(account, None)
+        if revoked:
+            self._on_revoked(revoked)
+        self._on_grown(account)
+
+    def forget_all(self) -> dict[AccountId, AccountState]:
+        """Forget every account, since other nodes may have changed any of them; return what was known."""
+        known, self._accounts = self._accounts, {}
+        self._readings.clear()
+        return known
+
+    async def _read(self, account: AccountId) -> AccountState:
         entries = await self._logs.read(LogId(account))
         # The log of a space is no account's, and whoever names one here learns nothing of it.
         if not entries or Body(entries[0].body).fields.has("partition"):
@@ -71,9 +104,7 @@ class Authority:
         state = replay_account(entries)
         if state.account != account:
             raise LogInvalidError("the log of another account")
-        newer = self._accounts.get(account)
-        # The log may have grown while it was read here.
-        return newer if newer is not None and newer.seq > state.seq else self._keep(state)
+        return state
 
     async def exists(self, account: AccountId) -> bool:
         """Tell whether there is such an account."""
@@ -86,6 +117,8 @@ class Authority:
     async def _grew(self, account: AccountId, after_seq: int, entries: Sequence[SignedEntry]) -> AccountState:
         """Take over entries that were just appended; devices that they revoke are cut off at once."""
         before = self._accounts.pop(account, None)
+        # What began to be read before this is out of date.
+        self._readings.pop(account, None)
         if before is not None and before.seq == after_seq:
             state = self._keep(replay_account(entries, before))
         else:
@@ -94,6 +127,8 @@ class Authority:
         if revoked:
             self._on_revoked(revoked)
         if before is None or state.seq > before.seq:
+            # Where the state before is not known, all that it ever revoked are named: none of them may stay.
+            self.tell_others(account, frozenset(revoked))
             self._on_grown(account)
         return state
 
@@ -128,3 +163,7 @@ def author_of(state: AccountState, device: DeviceId) -> Author:
     if record is None:
         raise UnknownDeviceError
     return Author(state.account, device, record.sign_pk)
+
+
+def _tell_nobody(account: AccountId, revoked: frozenset[DeviceId]) -> None:
+    """Tell no other node: there is none."""

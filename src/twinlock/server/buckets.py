@@ -1,55 +1,38 @@
-"""Rates: token buckets, and quotas of accounts built from them. Pure: the time is handed in."""
+"""Rates: quotas of accounts and limits of tries, built from token buckets. Pure: the time is handed in."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from twinlock.ids import AccountId
 from twinlock.server.settings import Settings
+from twinlock.server.shared_rates import SharedRates, TokenBucket
 
 ACCOUNTS_KEPT_MAX = 50_000
 ADDRESSES_KEPT_MAX = 50_000
 
 
-class TokenBucket:
-    """Grants `rate_per_s` on average and `burst` at once; a rate of 0 grants everything.
-
-    A piece larger than the burst passes when the bucket is full; its debt is waited for by the next.
-    """
-
-    __slots__ = ("_burst", "_rate_per_ms", "_tokens", "_updated_ms")
-
-    def __init__(self, rate_per_s: float, burst: float, now_ms: int) -> None:
-        self._rate_per_ms = rate_per_s / 1000
-        self._burst = burst
-        self._tokens = burst
-        self._updated_ms = now_ms
-
-    def take(self, amount: float, now_ms: int, reserve: float = 0.0) -> int:
-        """Take and return 0, or take nothing and return after how many ms to come back."""
-        if not self._rate_per_ms:
-            return 0
-        if now_ms > self._updated_ms:
-            earned = (now_ms - self._updated_ms) * self._rate_per_ms
-            self._tokens = min(self._burst, self._tokens + earned)
-            self._updated_ms = now_ms
-        needed = reserve + min(amount, self._burst - reserve)
-        if self._tokens >= needed:
-            self._tokens -= amount
-            return 0
-        return 1 + int((needed - self._tokens) / self._rate_per_ms)
-
-
 class Pace:
     """The two rates of whoever pushes: changes and bytes, each with two seconds' worth at once."""
 
-    __slots__ = ("_bytes", "_changes")
+    __slots__ = ("changes", "sizes")
 
-    def __init__(self, changes_per_s: int, bytes_per_s: int, now_ms: int) -> None:
-        self._changes = TokenBucket(changes_per_s, 2 * changes_per_s, now_ms)
-        self._bytes = TokenBucket(bytes_per_s, 2 * bytes_per_s, now_ms)
+    def __init__(
+        self,
+        changes_per_s: int,
+        bytes_per_s: int,
+        now_ms: int,
+        rates: SharedRates | None = None,
+        kind: str = "",
+        key: bytes = b"",
+    ) -> None:
+        rates = rates or SharedRates()
+        self.changes = rates.bucket(f"{kind} changes", key, changes_per_s, 2 * changes_per_s, now_ms)
+        self.sizes = rates.bucket(f"{kind} bytes", key, bytes_per_s, 2 * bytes_per_s, now_ms)
 
     def take(self, changes: int, size: int, now_ms: int) -> int:
         """Take a push into account and return 0, or return after how many ms to come back."""
-        return self._changes.take(changes, now_ms) or self._bytes.take(size, now_ms)
+        return self.changes.take(changes, now_ms) or self.sizes.take(size, now_ms)
 
 
 class AccountQuota:
@@ -57,25 +40,46 @@ class AccountQuota:
 
     __slots__ = ("blobs", "calls", "entries", "pace", "signals")
 
-    def __init__(self, settings: Settings, now_ms: int) -> None:
-        self.pace = Pace(settings.account_changes_per_s, settings.account_bytes_per_s, now_ms)
+    def __init__(self, settings: Settings, now_ms: int, rates: SharedRates | None = None, key: bytes = b"") -> None:
+        rates = rates or SharedRates()
+        changes, sizes = settings.account_changes_per_s, settings.account_bytes_per_s
+        self.pace = Pace(changes, sizes, now_ms, rates, "account", key)
         # Apart from the pushes: whoever uploads a film goes on writing.
-        self.blobs = Pace(settings.calls_per_s, settings.account_blob_bytes_per_s, now_ms)
-        self.calls = TokenBucket(settings.calls_per_s, 10 * settings.calls_per_s, now_ms)
+        self.blobs = Pace(settings.calls_per_s, settings.account_blob_bytes_per_s, now_ms, rates, "blob", key)
+        self.calls = rates.bucket("calls", key, settings.calls_per_s, 10 * settings.calls_per_s, now_ms)
         per_hour = settings.log_entries_per_hour
         # Everybody who reads a log has to replay it, and it is never cut.
-        self.entries = TokenBucket(per_hour / 3600, per_hour, now_ms)
-        self.signals = TokenBucket(settings.signals_per_s, 2 * settings.signals_per_s, now_ms)
+        self.entries = rates.bucket("entries", key, per_hour / 3600, per_hour, now_ms)
+        self.signals = rates.bucket("signals", key, settings.signals_per_s, 2 * settings.signals_per_s, now_ms)
+
+    def buckets(self) -> dict[str, TokenBucket]:
+        """Return every bucket by its kind."""
+        return {
+            "account changes": self.pace.changes,
+            "account bytes": self.pace.sizes,
+            "blob changes": self.blobs.changes,
+            "blob bytes": self.blobs.sizes,
+            "calls": self.calls,
+            "entries": self.entries,
+            "signals": self.signals,
+        }
 
 
 class Quotas:
-    """The rates of all accounts that were lately here."""
+    """The rates of all accounts that were lately here, or elsewhere and heavy."""
 
-    __slots__ = ("_accounts", "_settings")
+    __slots__ = ("_accounts", "_rates", "_settings")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, rates: SharedRates | None = None) -> None:
         self._settings = settings
+        self._rates = rates
         self._accounts: dict[AccountId, AccountQuota] = {}
+        if rates is not None:
+            for kind in AccountQuota(settings, 0).buckets():
+                rates.on(kind, partial(self._bucket, kind))
+
+    def _bucket(self, kind: str, key: bytes, now_ms: int) -> TokenBucket:
+        return self.of(AccountId(key), now_ms).buckets()[kind]
 
     def of(self, account: AccountId, now_ms: int) -> AccountQuota:
         """Return the rates of an account."""
@@ -84,26 +88,31 @@ class Quotas:
             if len(self._accounts) >= ACCOUNTS_KEPT_MAX:
                 # The oldest goes; should it come back it starts with full buckets, which costs little.
                 del self._accounts[next(iter(self._accounts))]
-            quota = self._accounts[account] = AccountQuota(self._settings, now_ms)
+            quota = self._accounts[account] = AccountQuota(self._settings, now_ms, self._rates, account)
         return quota
 
 
 class TryLimiter:
     """Bounds tries by a key, such as a name or an address: `per_min` a minute and as many at once."""
 
-    __slots__ = ("_buckets", "_per_min")
+    __slots__ = ("_buckets", "_kind", "_per_min", "_rates")
 
-    def __init__(self, per_min: int) -> None:
+    def __init__(self, per_min: int, rates: SharedRates | None = None, kind: str = "") -> None:
         self._per_min = per_min
+        self._rates = rates or SharedRates()
+        self._kind = kind
         self._buckets: dict[str, TokenBucket] = {}
+        self._rates.on(kind, lambda key, now_ms: self._bucket(key.decode(), now_ms))
 
     def take(self, key: str, now_ms: int) -> int:
         """Count a try and return 0, or return after how many ms to come back."""
-        if not self._per_min:
-            return 0
+        return self._bucket(key, now_ms).take(1, now_ms) if self._per_min else 0
+
+    def _bucket(self, key: str, now_ms: int) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= ADDRESSES_KEPT_MAX:
                 del self._buckets[next(iter(self._buckets))]
-            bucket = self._buckets[key] = TokenBucket(self._per_min / 60, self._per_min, now_ms)
-        return bucket.take(1, now_ms)
+            rate, name = self._per_min / 60, key.encode()
+            bucket = self._buckets[key] = self._rates.bucket(self._kind, name, rate, self._per_min, now_ms)
+        return bucket

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
+import msgspec
 import structlog
 
 from twinlock.contracts import Append, Log, Outcome, SpaceState
@@ -26,12 +27,13 @@ from twinlock.errors import (
 )
 from twinlock.ids import Counter, DeviceId, Seq, short
 from twinlock.protocol.codec import encode
+from twinlock.protocol.envelope import Envelope
 from twinlock.protocol.frames import Ack, Entry, Reject
 from twinlock.server.framing import binary_message
 from twinlock.server.hub import Hub
 from twinlock.server.metrics import Metrics
 from twinlock.server.peer import Peer
-from twinlock.server.sequencer import Refusal
+from twinlock.server.sequencer import HELD_RETRY_MS, Refusal
 from twinlock.server.served_space import ServedSpace, WaitingPush
 from twinlock.server.tasks import Tasks
 
@@ -39,6 +41,9 @@ logger = structlog.get_logger(__name__)
 
 GROUP_BYTES_MAX = 4 << 20
 """An append carries about this much at most, so that no one waits behind a mountain."""
+
+WAITING_S_MAX = 5.0
+"""While an append takes longer, pushes to its space are asked to come back: what is queued waits as long as it may."""
 
 RETRY_AFTER_MS = 1_000
 SETTLE_S = 10.0
@@ -48,13 +53,13 @@ SETTLE_S = 10.0
 class Committer:
     """Takes pushes that were decided on, and acknowledges and delivers them once they are durable."""
 
-    __slots__ = ("_changed", "_log", "_loop", "_metrics", "_now_ms", "_tasks", "hub", "in_flight", "waiting_bytes")
+    __slots__ = ("_changed", "_log", "_loop", "_now_ms", "_tasks", "hub", "in_flight", "metrics", "waiting_bytes")
 
     def __init__(self, log: Log, hub: Hub, tasks: Tasks, metrics: Metrics, now_ms: Callable[[], int]) -> None:
         self._log = log
         self.hub = hub
         self._tasks = tasks
-        self._metrics = metrics
+        self.metrics = metrics
         self._now_ms = now_ms
         self._loop = asyncio.get_running_loop()
         self._changed: list[ServedSpace] = []
@@ -85,6 +90,7 @@ class Committer:
         groups: list[_Group] = []
         for space in changed:
             space.is_appending = True
+            space.appending_since_s = self._loop.time()
             pushes = _take_group(space)
             envelopes = [envelope for push in pushes for envelope in push.fresh]
             if envelopes:
@@ -99,12 +105,13 @@ class Committer:
     def _done(
         self, groups: list[_Group], received_ms: int, started: float, outcomes: Sequence[tuple[int, Outcome]]
     ) -> None:
-        self._metrics.commit_seconds.observe(time.perf_counter() - started)
+        self.metrics.commit_seconds.observe(time.perf_counter() - started)
         for place, outcome in outcomes:
             group = groups[place]
             space = group.served
             if not isinstance(outcome, list):
-                self._spawn_recovery(space, group.pushes, outcome)
+                if not (isinstance(outcome, AppendConflictError) and self._sort_again(group)):
+                    self._spawn_recovery(space, group.pushes, outcome)
                 continue
             try:
                 self._committed(group, received_ms, outcome)
@@ -114,8 +121,8 @@ class Committer:
 
     def _committed(self, group: _Group, received_ms: int, seqs: list[Seq]) -> None:
         space, envelopes, pushes = group.served, group.envelopes, group.pushes
-        self._metrics.commit_group.observe(len(envelopes))
-        self._metrics.acked.inc(len(envelopes))
+        self.metrics.commit_group.observe(len(envelopes))
+        self.metrics.acked.inc(len(envelopes))
         space.sequencer.confirm(envelopes)
         space.log_bytes += sum([len(envelope.data) for envelope in envelopes])
         for peer, pairs in _acks_by_peer(pushes, seqs).items():
@@ -123,6 +130,45 @@ class Committer:
         entries = [Entry(seq, received_ms, envelope.data) for seq, envelope in zip(seqs, envelopes, strict=True)]
         self.hub.deliver(space, entries)
         self._finish(space, pushes)
+
+    def take_foreign(self, space: ServedSpace, entries: Sequence[Entry]) -> None:
+        """Deliver what another node appended, in order with what was appended here, and each entry once."""
+        new = [entry for entry in entries if entry.seq > space.seen]
+        if not new:
+            return
+        self.metrics.foreign_entries.inc(len(new))
+        space.sequencer.observe([entry.envelope for entry in new])
+        space.log_bytes += sum([len(entry.envelope) for entry in new])
+        self.hub.deliver(space, new)
+
+    def is_stuck(self, space: ServedSpace) -> bool:
+        """Tell whether an append of a space has been under way for so long that no more is taken behind it."""
+        return space.is_appending and self._loop.time() - space.appending_since_s > WAITING_S_MAX
+
+    def withdraw(self, space: ServedSpace) -> None:
+        """Have pushes come again that are not yet on their way to the log: another node is changing the space."""
+        waiting, space.waiting = space.waiting, []
+        for push in reversed(waiting):
+            space.sequencer.take_back(push.fresh)
+        for push in waiting:
+            self._leave(push)
+            push.peer.settle(push.pushed_bytes)
+            for envelope in (*push.fresh, *push.known)[:1]:
+                held = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
+                decision = space.sequencer.refuse([envelope.data], envelope.header.device, held)
+                if decision.refusal is not None:
+                    self._reject(space, push.peer, envelope.header.device, decision.refusal)
+
+    def _sort_again(self, group: _Group) -> bool:
+        """Try a group again of which another node has appended some already; tell whether that was so."""
+        space = group.served
+        pushes = [_sorted_again(space, push) for push in group.pushes]
+        if pushes == group.pushes:
+            return False
+        self.metrics.append_retries.inc()
+        space.waiting[:0] = pushes
+        self._go_on(space)
+        return True
 
     def _finish(self, space: ServedSpace, pushes: list[WaitingPush]) -> None:
         """Answer pushes in full whose fresh envelopes are acknowledged, and go on with what waits behind them."""
@@ -184,7 +230,7 @@ class Committer:
                 self._reject(space, push.peer, envelope.header.device, conflict)
                 break
             pairs.append((counter, seqs[0]))
-        self._metrics.repeats.inc(len(pairs))
+        self.metrics.repeats.inc(len(pairs))
         if pairs:
             push.peer.send(Ack(space.id, pairs))
 
@@ -200,7 +246,7 @@ class Committer:
     def _reject(self, space: ServedSpace, peer: Peer, device: DeviceId, refusal: Refusal) -> None:
         error = refusal.error
         head = space.sequencer.head_of(device)
-        self._metrics.rejected(error)
+        self.metrics.rejected(error)
         self.hub.release_ack(space, peer)
         peer.send(
             Reject(space.id, refusal.counter, error.code, error.detail, error.retry_after_ms, head.counter, head.id)
@@ -215,13 +261,18 @@ class Committer:
     async def _recover(self, space: ServedSpace, pushes: list[WaitingPush], error: TwinlockError) -> None:
         """Settle with the log after a failed append: take over its state, and have every push sent again."""
         logger.warning("append failed", space=short(space.id), code=error.code)
+        self.metrics.append_failures.inc()
         state = await self._state_or_none(space)
+        # What came meanwhile counts on what has failed.
+        came, space.waiting = space.waiting, []
         if state is not None:
             space.sequencer.restore(state.heads)
-            space.log_bytes, space.start = state.log_bytes, state.start
+            space.start = state.start
+            if state.head >= space.seen:
+                space.log_bytes = state.log_bytes
             self.hub.restart(space, state.head)
-        told = error if isinstance(error, StoreError) else StoreError("the log moved on; push again")
-        for push in pushes:
+        told = error if isinstance(error, StoreError | OverloadedError) else StoreError("the log moved on; push again")
+        for push in pushes + came:
             self._leave(push)
             push.peer.settle(push.pushed_bytes)
             for envelope in (*push.fresh, *push.known)[:1]:
@@ -279,5 +330,15 @@ def _acks_by_peer(group: list[WaitingPush], seqs: list[Seq]) -> dict[Peer, list[
     return acked
 
 
-def _with_retry(error: TwinlockError) -> StoreError:
-    return StoreError(error.detail, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS)
+def _sorted_again(space: ServedSpace, push: WaitingPush) -> WaitingPush:
+    """Return a push with those of its envelopes among the known ones that are in the log by now."""
+    known: list[Envelope] = []
+    fresh: list[Envelope] = []
+    for envelope in push.fresh:
+        is_known = envelope.header.counter <= space.sequencer.head_of(envelope.header.device).counter
+        (known if is_known else fresh).append(envelope)
+    return msgspec.structs.replace(push, fresh=fresh, known=[*push.known, *known]) if known else push
+
+
+def _with_retry(error: StoreError | OverloadedError) -> TwinlockError:
+    return type(error)(error.detail, retry_after_ms=error.retry_after_ms or RETRY_AFTER_MS)

@@ -19,6 +19,7 @@ from twinlock.protocol.device_calls import (
 from twinlock.protocol.labels import u64
 from twinlock.server.authorize import Authority, device_of
 from twinlock.server.methods import Method
+from twinlock.server.neighbours import AskPresence, Neighbours, Present
 from twinlock.server.peer import Peer
 from twinlock.server.presence import Presence
 from twinlock.server.tries import Tries
@@ -30,21 +31,24 @@ NAME_BYTES_MAX = 1024
 class DeviceBook:
     """Keeps what the server knows of devices, and answers the calls about them."""
 
-    __slots__ = ("_authority", "_directory", "_now_ms", "_presence", "_revocations")
+    __slots__ = ("_authority", "_directory", "_neighbours", "_now_ms", "_presence", "_revocations")
 
     def __init__(
         self,
         directory: Directory,
         authority: Authority,
         presence: Presence,
+        neighbours: Neighbours,
         revocations: Tries,
         now_ms: Callable[[], int],
     ) -> None:
+        self._neighbours = neighbours
         self._directory = directory
         self._authority = authority
         self._presence = presence
         self._revocations = revocations
         self._now_ms = now_ms
+        neighbours.on(AskPresence, self._answer_presence)
 
     def methods(self) -> dict[str, Method]:
         """Return what is answered here, by name."""
@@ -53,6 +57,12 @@ class DeviceBook:
             "device.put_name": Method(PutDeviceName, self._put_name),
             "device.revocation": Method(ReadRevocation, self._revocation),
         }
+
+    def _answer_presence(self, ask: AskPresence) -> None:
+        online = [device for device in ask.devices if self._presence.is_online(device)]
+        seen_ms = {device: self._presence.unwritten_ms(device) for device in ask.devices}
+        seen_ms = {device: seen for device, seen in seen_ms.items() if seen}
+        self._neighbours.tell(Present(self._neighbours.node, ask.node, ask.number, online, seen_ms))
 
     async def write_visits(self) -> list[DeviceId]:
         """Write down the visits that are due, and return whose they were."""
@@ -66,12 +76,15 @@ class DeviceBook:
         state = await self._authority.account(account)
         names = await self._directory.list(_names(account))
         seen = await self._directory.list(_seen(account))
+        devices = (*state.devices, *state.retired)
+        elsewhere, elsewhere_ms = await self._neighbours.who_is_there(devices)
         notes = []
-        for device in (*state.devices, *state.retired):
+        for device in devices:
             name, visit = names.get(f"{_names(account)}{device.hex()}"), seen.get(f"{_seen(account)}{device.hex()}")
-            is_online = self._presence.is_online(device)
+            is_online = device in elsewhere or self._presence.is_online(device)
             written_ms = int.from_bytes(visit.value, "big") if visit else 0
-            last_seen_ms = self._now_ms() if is_online else max(written_ms, self._presence.unwritten_ms(device))
+            unwritten_ms = max(self._presence.unwritten_ms(device), elsewhere_ms.get(device, 0))
+            last_seen_ms = self._now_ms() if is_online else max(written_ms, unwritten_ms)
             notes.append(DeviceNote(device, last_seen_ms, is_online, name.value if name else b""))
         return DevicesResult(notes)
 

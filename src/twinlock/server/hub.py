@@ -73,6 +73,7 @@ class Hub:
 
     def deliver(self, space: ServedSpace, entries: list[Entry]) -> None:
         """Send a commit to every live reader at the end of this loop turn, together with what else comes till then."""
+        space.seen = entries[-1].seq
         if not space.live and not space.lagging and not space.turn:
             space.delivered = entries[-1].seq
             return
@@ -95,7 +96,7 @@ class Hub:
         if ack is not None:
             peer.write(ack)
 
-    def relay(self, space: ServedSpace, sender: Peer, signals: Signals) -> None:
+    def relay(self, space: ServedSpace, sender: Peer | None, signals: Signals) -> None:
         """Send signals to all who are attached and keep up, but not back to their sender."""
         message = binary_message(encode(signals))
         for peer in (*space.live, *space.lagging):
@@ -134,7 +135,8 @@ class Hub:
         space.turn.clear()
         space.forget_recent()
         live, space.live = space.live, set()
-        space.delivered = head
+        # What other nodes appended since the log was asked is known for sure.
+        space.delivered = space.seen = max(head, space.seen)
         for peer in live:
             self._lag(space, peer, behind)
         for peer, lag in space.lagging.items():

@@ -32,7 +32,6 @@ from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.replaying import replay_in_pieces
 from twinlock.server.served_space import ServedSpace
-from twinlock.server.settings import Settings
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.space_changes import SpaceChanges
 from twinlock.server.standing import check_member, readable_seq
@@ -51,7 +50,7 @@ class Memberships:
         registry: SpaceRegistry,
         changes: SpaceChanges,
         server_id: bytes,
-        settings: Settings,
+        tries: Tries,
         now_ms: Callable[[], int],
     ) -> None:
         self._logs = logs
@@ -61,7 +60,7 @@ class Memberships:
         self._server_id = server_id
         self._now_ms = now_ms
         # Nobody guesses 32 bytes: this bounds the work that strangers can ask for. A long log takes several pages.
-        self._tries = Tries(10 * settings.unlocker_tries_per_min, now_ms)
+        self._tries = tries
 
     def methods(self) -> dict[str, Method]:
         """Return what is answered here, by name."""

@@ -103,6 +103,19 @@ class Metrics:
         self.blobs_deleted = self._tally("blobs_deleted", "Blobs deleted for good.")
         self.blob_memory = self._gauge("blob_memory_bytes", "Bytes that parts on their way may take in memory.")
         self._blob_requests = self._counter("blob_requests", "HTTP requests for parts of blobs.", "method", "code")
+        self.nodes = self._gauge("nodes_alive", "Nodes of the cluster that this one hears, itself counted.")
+        self.waiting_bytes = self._gauge("waiting_bytes", "Bytes of pushes that wait for the engine.")
+        self.waiting_pushes = self._gauge("waiting_pushes", "Pushes that wait for the engine.")
+        self.foreign_entries = self._tally(
+            "foreign_entries", "Entries that other nodes appended to spaces served here."
+        )
+        self.append_retries = self._tally(
+            "append_retries", "Appends tried again because another node had some of them."
+        )
+        self.append_failures = self._tally("append_failures", "Appends that failed, and whose pushes come again.")
+        self.fences = self._tally("fences", "Changes of signed logs by other nodes that were waited for.")
+        self.take_overs = self._tally("take_overs", "Changes of signed logs ended in place of a node that stalled.")
+        self.broker_gaps = self._tally("broker_gaps", "Times that news of other nodes may have been missed.")
         self._rejects = self._counter("rejects", "Envelopes refused.", "code")
         self._closes = self._counter("closes", "Connections closed by the server.", "code")
         self._calls = self._counter("calls", "Calls answered.", "method", "code")

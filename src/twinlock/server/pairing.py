@@ -38,6 +38,7 @@ from twinlock.server.authorize import Authority, device_of
 from twinlock.server.methods import Method
 from twinlock.server.names import Names
 from twinlock.server.peer import Peer
+from twinlock.server.shared_rates import SharedRates
 from twinlock.server.tries import Tries
 
 REQUEST_TTL_MS = 10 * 60_000
@@ -92,15 +93,16 @@ class Pairings:
         server_id: bytes,
         tries_per_min: int,
         now_ms: Callable[[], int],
+        rates: SharedRates | None = None,
     ) -> None:
         self._directory = directory
         self._authority = authority
         self._names = names
         self._server_id = server_id
         self._now_ms = now_ms
-        self._asks = Tries(tries_per_min, now_ms)
-        self._finds = Tries(tries_per_min, now_ms)
-        self._takes = Tries(TAKES_PER_TRY * tries_per_min, now_ms)
+        self._asks = Tries(tries_per_min, now_ms, rates, "pairing asks")
+        self._finds = Tries(tries_per_min, now_ms, rates, "pairing finds")
+        self._takes = Tries(TAKES_PER_TRY * tries_per_min, now_ms, rates, "pairing takes")
         self._count = 0
         self._cleaned_ms = 0
         self._taken: set[DeviceId] = set()

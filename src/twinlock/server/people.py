@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -14,6 +14,7 @@ from twinlock.server.drain import sign_out
 from twinlock.server.heartbeat import Heartbeat
 from twinlock.server.methods import Method
 from twinlock.server.names import Names
+from twinlock.server.neighbours import Neighbours, SignedOut
 from twinlock.server.oidc import Issuer
 from twinlock.server.pairing import Pairings
 from twinlock.server.presence import Presence
@@ -45,24 +46,36 @@ def build_people(
     heartbeat: Heartbeat,
     authority: Authority,
     registry: SpaceRegistry,
-    now_ms: Callable[[], int],
+    neighbours: Neighbours,
 ) -> People:
     """Make the services of accounts and devices."""
+    now_ms = neighbours.rates.now_ms
 
     def forget_sign_ins(account: AccountId) -> None:
         sign_out(heartbeat, account)
+        neighbours.tell(SignedOut(account))
+
+    def tries(per_min: int, kind: str) -> Tries:
+        return Tries(per_min, now_ms, neighbours.rates, kind)
 
     directory, names = stores.directory, Names(stores.directory, authority)
     issuer = Issuer(settings, tasks, now_ms) if settings.takes_tokens else None
     ends, presence = SessionEnds(), Presence()
-    sign_in = TokenSignIn(issuer.verify if issuer else None, names, authority, ends, settings, now_ms)
-    unlockers = Unlockers(directory, authority, names, stores.secrets, settings, now_ms, forget_sign_ins)
-    sign_ups = Tries(settings.sign_ups_per_min, now_ms)
+    tokens = tries(settings.sign_ups_per_min, "tokens")
+    sign_in = TokenSignIn(issuer.verify if issuer else None, names, authority, ends, settings, tokens)
+    unlocker_tries = tries(settings.unlocker_tries_per_min, "unlockers")
+    # One address may stand for an office, so it gets more tries than one name.
+    addresses = tries(10 * settings.unlocker_tries_per_min, "unlocker addresses")
+    unlockers = Unlockers(
+        directory, authority, names, stores.secrets, (unlocker_tries, addresses), now_ms, forget_sign_ins
+    )
+    sign_ups = tries(settings.sign_ups_per_min, "sign-ups")
     accounts = Accounts(directory, authority, registry, names, unlockers, sign_in, sign_ups)
-    revocations = Tries(10 * settings.unlocker_tries_per_min, now_ms)
-    devices = DeviceBook(directory, authority, presence, revocations, now_ms)
-    pairings = Pairings(directory, authority, names, stores.secrets.server_id, settings.pairing_tries_per_min, now_ms)
-    rekeming = Rekeming(directory, authority, unlockers, stores.secrets.server_id, forget_sign_ins)
+    revocations = tries(10 * settings.unlocker_tries_per_min, "revocations")
+    devices = DeviceBook(directory, authority, presence, neighbours, revocations, now_ms)
+    server_id, per_min = stores.secrets.server_id, settings.pairing_tries_per_min
+    pairings = Pairings(directory, authority, names, server_id, per_min, now_ms, neighbours.rates)
+    rekeming = Rekeming(directory, authority, unlockers, server_id, forget_sign_ins)
     methods: dict[str, Method] = {}
     for part in (accounts, unlockers, sign_in, devices, pairings, rekeming):
         methods.update(part.methods())

@@ -34,6 +34,8 @@ from twinlock.server.standing import refusal_of
 
 NO_HEAD = DeviceHead(Counter(0), NO_ENVELOPE)
 _COUNTER = slice(40, 48)
+_DEVICE = slice(24, 40)
+_LOG_HEAD = slice(56, 64)
 HELD_RETRY_MS = 200
 """After how long a push is to come again that was held while its author's chains are being cut off."""
 
@@ -64,13 +66,22 @@ class Decision(msgspec.Struct, frozen=True):
     refusal: Refusal | None
 
 
+class Everybody:
+    """Holds every account."""
+
+    __slots__ = ()
+
+    def __contains__(self, account: object) -> bool:
+        return True
+
+
 class Sequencer:
     """One space's chains and rules.
 
     `durable` holds the heads that a crash cannot take back, `_expected` those of devices with appends in flight.
     """
 
-    __slots__ = ("_expected", "_healing", "_held", "_refused", "durable", "rules", "space")
+    __slots__ = ("_expected", "_healing", "_held", "_held_here", "_refused", "durable", "is_fenced", "rules", "space")
 
     def __init__(self, space: SpaceId, rules: SpaceLogState, heads: Mapping[DeviceId, DeviceHead]) -> None:
         self.space = space
@@ -80,6 +91,9 @@ class Sequencer:
         self._refused: dict[DeviceId, Counter] = {}
         self._healing: set[DeviceId] = set()
         self._held: Container[AccountId] = ()
+        self._held_here: Container[AccountId] = ()
+        self.is_fenced = False
+        """Whether another node is changing the space's signed log, so that everybody's pushes are held."""
 
     def decide(self, push: Sequence[bytes], author: Author) -> Decision:
         """Decide for the envelopes of one push, in order, up to the first that is refused."""
@@ -109,22 +123,57 @@ class Sequencer:
             expected = self._expected.get(header.device)
             if expected is not None and expected.counter == header.counter:
                 self.durable[header.device] = self._expected.pop(header.device)
-            else:
+            elif header.counter > self.head_of(header.device).counter:
                 self.durable[header.device] = DeviceHead(header.counter, envelope.id)
 
+    def observe(self, envelopes: Iterable[bytes]) -> None:
+        """Note that another node appended envelopes, in their order."""
+        last = {data[_DEVICE]: data for data in envelopes}
+        self.raise_heads({DeviceId(device): _head_after(data) for device, data in last.items()})
+
+    def raise_heads(self, heads: Mapping[DeviceId, DeviceHead]) -> None:
+        """Take over durable heads, where they are above those known here."""
+        for device, head in heads.items():
+            if head.counter <= self.head_of(device).counter:
+                continue
+            self.durable[device] = head
+            expected = self._expected.get(device)
+            if expected is not None and expected.counter <= head.counter:
+                del self._expected[device]
+            if self._refused.get(device, head.counter + 1) <= head.counter:
+                del self._refused[device]
+
     def restore(self, heads: Mapping[DeviceId, DeviceHead]) -> None:
-        """Go back to what is durable: an append failed, or another node appended."""
-        self.durable = dict(heads)
+        """Go back to what is durable: an append failed. Nothing that was durable once is taken back."""
         self._expected.clear()
+        self.raise_heads(heads)
         self._refused.clear()
+
+    def take_back(self, envelopes: Sequence[Envelope]) -> None:
+        """Count no longer on envelopes that were taken and are not on their way to the log; the last go first."""
+        for envelope in reversed(envelopes):
+            header = envelope.header
+            if header.counter - 1 > self.head_of(header.device).counter:
+                self._expected[header.device] = DeviceHead(Counter(header.counter - 1), header.prev)
+            else:
+                self._expected.pop(header.device, None)
 
     def hold(self, accounts: Container[AccountId]) -> None:
         """Have pushes of some accounts come again later, until `release`: their chains must stand still."""
-        self._held = accounts
+        self._held_here = accounts
+        self._hold()
 
     def release(self) -> None:
-        """Take pushes of everybody again."""
-        self._held = ()
+        """Take pushes of everybody again, unless another node holds them."""
+        self.hold(())
+
+    def fence(self, is_fenced: bool) -> None:
+        """Hold everybody's pushes, or no longer, for the sake of another node."""
+        self.is_fenced = is_fenced
+        self._hold()
+
+    def _hold(self) -> None:
+        self._held = Everybody() if self.is_fenced else self._held_here
 
     def is_under_way(self, devices: Iterable[DeviceId] | None) -> bool:
         """Tell whether anything of some devices (None: of any) is taken but not yet durable."""
@@ -133,6 +182,10 @@ class Sequencer:
     def head_of(self, device: DeviceId) -> DeviceHead:
         """Return the durable head of a device's chain."""
         return self.durable.get(device, NO_HEAD)
+
+    def is_behind(self, data: bytes) -> bool:
+        """Tell whether an envelope names a place of the signed log that is not known here."""
+        return data[_LOG_HEAD] not in self.rules.head_prefixes
 
     def forget_refusal(self, device: DeviceId) -> None:
         """Take a device's pushes again: it has just learnt its head by attaching."""
@@ -226,6 +279,11 @@ class Sequencer:
             proofs.verify(author.sign_pk, envelope.signature, label("envelope", envelope.id))
         self._expected[header.device] = DeviceHead(header.counter, envelope.id)
         return True
+
+
+def _head_after(data: bytes) -> DeviceHead:
+    envelope = parse(data)
+    return DeviceHead(envelope.header.counter, envelope.id)
 
 
 def _counter_of(data: bytes) -> Counter:

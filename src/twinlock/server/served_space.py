@@ -64,31 +64,40 @@ class ServedSpace:
 
     __slots__ = (
         "acks",
+        "appending_since_s",
         "births",
         "cuts_under_way",
         "delivered",
+        "fence_waiters",
+        "fences_count",
         "group_waiters",
         "id",
         "in_doubt",
         "is_appending",
+        "is_looking",
         "lagging",
         "live",
         "log_bytes",
         "log_users",
+        "looked_s",
         "pace",
         "recent",
         "recent_bytes",
         "recent_floor",
         "rests_until_s",
+        "seen",
         "senders",
         "sequencer",
+        "signal_subject",
         "start",
         "turn",
+        "unfollow",
         "waiting",
     )
 
     def __init__(self, rules: SpaceLogState, state: SpaceState, births: list[Birth], pace: Pace) -> None:
         self.id: SpaceId = rules.space
+        self.signal_subject = f"sig.{self.id.hex()}"
         self.sequencer = Sequencer(rules.space, rules, state.heads)
         self.start = state.start
         self.cuts_under_way = 0
@@ -96,6 +105,9 @@ class ServedSpace:
 
         self.log_bytes = state.log_bytes
         self.delivered = state.head
+        self.seen = state.head
+        """The last seq that is delivered, or will be at the end of this turn of the loop."""
+
         self.births = births
         self.pace = pace
         self.live: set[Peer] = set()
@@ -109,11 +121,29 @@ class ServedSpace:
         self.in_doubt = False
         """Whether entries may have been appended to the signed log that are not known here yet."""
 
+        self.is_looking = False
+        """Whether the directory is being looked at for what another node has done to the signed log."""
+
+        self.looked_s = -1e9
+        """Loop time at which the signed log was last looked at."""
+
+        self.fences_count = 0
+        """How many fences of other nodes have been told."""
+
+        self.fence_waiters: list[Callable[[], None]] = []
+        """What is called when a fence is told, or everybody's pushes are taken again."""
+
+        self.unfollow: Callable[[], None] = _follow_nothing
+        """Ends what other nodes tell of this space."""
+
         self.group_waiters: list[Callable[[], None]] = []
         """What is called when the next group of appends has ended."""
 
         self.waiting: list[WaitingPush] = []
         self.is_appending = False
+        self.appending_since_s = 0.0
+        """Loop time at which the append began that is under way."""
+
         self.turn: list[Delivery] = []
         self.acks: dict[Peer, bytes] = {}
         """Acks of live readers, which go out in one piece with this turn's entries."""
@@ -128,12 +158,20 @@ class ServedSpace:
     def is_idle(self) -> bool:
         """Whether nobody uses it and nothing is on its way."""
         is_read = self.live or self.lagging or self.senders
-        is_changing = self.waiting or self.is_appending or self.turn or self.log_users or self.in_doubt
+        is_changing = (
+            self.waiting or self.is_appending or self.turn or self.log_users or self.in_doubt or self.is_looking
+        )
         return not (is_read or is_changing)
 
     def group_ended(self) -> None:
         """Wake those who wait for a group of appends."""
         waiters, self.group_waiters = self.group_waiters, []
+        for wake in waiters:
+            wake()
+
+    def fence_moved(self) -> None:
+        """Wake those who wait for other nodes to come to their end with the signed log."""
+        waiters, self.fence_waiters = self.fence_waiters, []
         for wake in waiters:
             wake()
 
@@ -184,3 +222,7 @@ class ServedSpace:
         if not self.recent or cursor < self.recent_floor:
             return None
         return [entry for delivery in self.recent for entry in delivery.entries if entry.seq > cursor]
+
+
+def _follow_nothing() -> None:
+    """End what never began."""

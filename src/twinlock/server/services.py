@@ -12,11 +12,14 @@ from twinlock.server.authorize import Authority
 from twinlock.server.blob_chores import BlobChores
 from twinlock.server.blob_services import BlobServices
 from twinlock.server.buckets import Quotas
+from twinlock.server.chores import Chores
 from twinlock.server.commit import Committer
+from twinlock.server.confirmations import Confirmations
 from twinlock.server.devices import DeviceBook
 from twinlock.server.hub import Hub
 from twinlock.server.methods import Method
 from twinlock.server.metrics import Metrics
+from twinlock.server.neighbours import Neighbours
 from twinlock.server.pairing import Pairings
 from twinlock.server.presence import Presence
 from twinlock.server.registry import SpaceRegistry
@@ -38,6 +41,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     registry: SpaceRegistry
     hub: Hub
     committer: Committer
+    confirmations: Confirmations
     changes: SpaceChanges
     admission: Admission
     tickets: Tickets
@@ -49,6 +53,9 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     pairings: Pairings
     blobs: BlobServices
     blob_chores: BlobChores
+    neighbours: Neighbours
+    chores: Chores
+    is_shared: bool
     methods: Mapping[str, Method]
     tasks: Tasks
     metrics: Metrics

@@ -15,8 +15,12 @@ from twinlock.errors import (
     ProofError,
     QuotaExceededError,
     RateLimitedError,
+    RemovedError,
+    RoleError,
     SignatureError,
     SpaceFullError,
+    StaleEpochError,
+    StaleLogHeadError,
     TokenError,
     TwinlockError,
     UnknownMethodError,
@@ -50,7 +54,7 @@ from twinlock.server.authorize import author_of
 from twinlock.server.buckets import AccountQuota
 from twinlock.server.methods import entries_in
 from twinlock.server.peer import Peer
-from twinlock.server.sequencer import Author
+from twinlock.server.sequencer import HELD_RETRY_MS, Author, Decision, Refusal
 from twinlock.server.served_space import ServedSpace, WaitingPush
 from twinlock.server.services import Services
 from twinlock.server.standing import refusal_of
@@ -66,6 +70,8 @@ RETRY_AFTER_MS = 1_000
 
 TOLD_LIMITS = {name.lower(): value for name, value in vars(limits).items() if name.isupper() and isinstance(value, int)}
 """What `welcome` tells of the limits in force."""
+
+_JUDGED_BY_THE_LOG = (StaleLogHeadError, StaleEpochError, RoleError, RemovedError, UnknownSpaceError)
 
 
 class Dispatcher:
@@ -240,19 +246,29 @@ class Dispatcher:
             return
         rules = space.sequencer.rules
         refusal = refusal_of(rules, author.account)
-        if refusal is not None:
+        if refusal is not None and not services.is_shared:
             self._refuse_attach(peer, space.id, refusal)
             return
-        if not rules.members[author.account].role.may_lease:
-            self._begin(peer, space, min(frame.cursor, space.delivered))
-            return
         is_same_life = frame.incarnation == services.log.incarnation
-        if is_same_life and frame.cursor > space.delivered:
+        if services.is_shared or (is_same_life and frame.cursor > space.delivered):
             services.tasks.spawn(self._attach_confirmed(peer, frame, space), "attach", partial(_fail, peer))
             return
+        self._attach_known(peer, frame, space, space.delivered)
+
+    def _attach_known(self, peer: Peer, frame: Attach, space: ServedSpace, head: Seq) -> None:
+        """Attach to a space of which it is known up to where its log goes, and where the device's chain stands."""
+        author, services = peer.author, self._services
+        refusal = refusal_of(space.sequencer.rules, peer.session.account)
+        if refusal is not None or author is None:
+            self._refuse_attach(peer, space.id, refusal or InternalError())
+            return
+        if not space.sequencer.rules.members[author.account].role.may_lease:
+            self._begin(peer, space, min(frame.cursor, head))
+            return
+        is_same_life = frame.incarnation == services.log.incarnation
         if frame.incarnation and not is_same_life:
             space.sequencer.allow_healing(author.device)
-        resume = space.resume_for(frame.incarnation, frame.cursor, space.delivered)
+        resume = space.resume_for(frame.incarnation, frame.cursor, head)
         if resume < space.delivered:
             retry_after_ms = services.admission.catch_up(services.now_ms())
             if retry_after_ms:
@@ -261,14 +277,22 @@ class Dispatcher:
         self._begin(peer, space, resume)
 
     async def _attach_confirmed(self, peer: Peer, frame: Attach, space: ServedSpace) -> None:
-        """Attach a cursor above what was delivered, once the log itself has said whether it was there."""
+        """Attach once the log itself has said where it stands.
+
+        Needed for a cursor above what was delivered here, and wherever the device may have written by another node
+        just now: it seals anew what it is told that the server does not have.
+        """
         try:
-            state = await self._services.log.state(space.id)
+            state = await self._services.confirmations.of(space)
+            refusal = refusal_of(space.sequencer.rules, peer.session.account)
+            if refusal is not None and self._services.is_shared:
+                # It may have come in by another node just now.
+                await self._services.changes.look_again(space)
         except TwinlockError as error:
             self._refuse_attach(peer, space.id, error)
             return
         if space.id in peer.session.spaces:
-            self._begin(peer, space, min(frame.cursor, max(state.head, space.delivered)))
+            self._attach_known(peer, frame, space, max(state.head, space.delivered))
 
     def _begin(self, peer: Peer, space: ServedSpace, resume: Seq) -> None:
         rules, session = space.sequencer.rules, peer.session
@@ -306,9 +330,24 @@ class Dispatcher:
             decision = space.sequencer.refuse(push.envelopes, author.device, error)
         else:
             decision = space.sequencer.decide(push.envelopes, author)
+            if decision.refusal is not None and self._services.is_shared:
+                decision = self._unless_behind(space, push, decision, author)
         self._services.metrics.pushes.inc()
         waiting = WaitingPush(peer, decision.fresh, decision.known, decision.refusal, size)
         self._services.committer.submit(space, waiting)
+
+    def _unless_behind(self, space: ServedSpace, push: Push, decision: Decision, author: Author) -> Decision:
+        """Have a push come again that names a place of the signed log which this node may only not yet know."""
+        assert decision.refusal is not None
+        counter, error = decision.refusal.counter, decision.refusal.error
+        place = len(decision.fresh) + len(decision.known)
+        is_judged = isinstance(error, _JUDGED_BY_THE_LOG)
+        if not is_judged or place >= len(push.envelopes) or not space.sequencer.is_behind(push.envelopes[place]):
+            return decision
+        if not self._services.changes.may_be_behind(space):
+            return decision
+        later = OverloadedError("the node looks whether the log has grown", retry_after_ms=HELD_RETRY_MS)
+        return Decision(decision.fresh, decision.known, Refusal(counter, later))
 
     def _over_quota(self, space: ServedSpace, push: Push, size: int, account: AccountId) -> TwinlockError | None:
         services, now_ms, count = self._services, self._services.now_ms(), len(push.envelopes)
@@ -316,7 +355,7 @@ class Dispatcher:
         retry_after_ms = pace.take(count, size, now_ms) or space.pace.take(count, size, now_ms)
         if retry_after_ms:
             return QuotaExceededError(retry_after_ms=retry_after_ms)
-        if services.committer.waiting_bytes > WAITING_BYTES_MAX:
+        if services.committer.waiting_bytes > WAITING_BYTES_MAX or services.committer.is_stuck(space):
             return OverloadedError(retry_after_ms=RETRY_AFTER_MS)
         room = services.settings.space_bytes_max
         if room and space.log_bytes + size > room:
@@ -347,11 +386,15 @@ class Dispatcher:
             return
         services.metrics.signals.inc()
         services.hub.relay(space, peer, Signals(space.id, [signal.sealed]))
+        services.neighbours.signal(space.signal_subject, signal.sealed)
 
     async def _lease(self, peer: Peer, request: Lease) -> None:
         author, services = peer.author, self._services
         assert author is not None
         try:
+            retry_after_ms = services.admission.lease(services.now_ms())
+            if retry_after_ms:
+                raise OverloadedError(retry_after_ms=retry_after_ms)
             asking = Asking(author.account, author.device, services.log.incarnation, services.now_ms())
             leases = await services.keys.lease(asking, request)
             self._compare_heads(leases)
@@ -367,7 +410,7 @@ class Dispatcher:
         """Read a space's log again if the key service has more of it; a change that is under way ends by itself."""
         space = self._services.registry.at_hand(leases.space)
         if space is not None and leases.space_log_seq > space.sequencer.rules.seq and not space.log_users:
-            self._services.changes.doubt(space)
+            self._services.changes.fell_behind(space)
 
     async def _told_for_lease(self, author: Author, space: SpaceId, error: TwinlockError) -> TwinlockError:
         """Return why an account gets no key; if it is no longer a member it hears that."""

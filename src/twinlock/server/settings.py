@@ -15,6 +15,7 @@ from twinlock.process.settings_file import SettingsError, check_reach, is_loopba
 ENVIRONMENT_PREFIX = "TWINLOCK_"
 MEMORY_ENGINE = "memory:"
 SQLITE_ENGINE = "sqlite"
+CLUSTER_ENGINES = ("nats://", "tls://")
 _LISTS = ("origins", "browser_origins")
 _KEY_SERVICE = {f"keyservice_{part}": part for part in KeyServiceSettings.__struct_fields__}
 
@@ -27,6 +28,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     data: str = "twinlock-data"
     engine: str = SQLITE_ENGINE
+    nats_ca_file: str = ""
+    nats_certificate: str = ""
+    nats_key: str = ""
+    nats_nkey_file: str = ""
+    nats_creds_file: str = ""
     blobs: str = ""
     blobs_endpoint: str = ""
     host: str = "127.0.0.1"
@@ -42,6 +48,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     catch_ups_per_s: int = 2_000
     catch_ups_burst: int = 20_000
     catch_up_reads_max: int = 16
+    leases_per_s: int = 1_000
+    leases_burst: int = 10_000
     connections_max: int = 20_000
 
     account_changes_per_s: int = 20_000
@@ -101,14 +109,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         """Tell whether everything is forgotten at the end: for tests and trials."""
         return self.engine == MEMORY_ENGINE
 
+    @property
+    def in_cluster(self) -> bool:
+        """Tell whether several nodes serve from one NATS JetStream cluster."""
+        return self.engine.startswith(CLUSTER_ENGINES)
+
     def check(self) -> Settings:
         """Return these settings if they are safe together.
 
         Raises:
             SettingsError: names the setting and what to do.
         """
-        if self.engine not in (SQLITE_ENGINE, MEMORY_ENGINE):
-            raise SettingsError(f"engine {self.engine!r} is not known: use {SQLITE_ENGINE!r} or {MEMORY_ENGINE!r}")
+        if self.engine not in (SQLITE_ENGINE, MEMORY_ENGINE) and not self.in_cluster:
+            raise SettingsError(
+                f"engine {self.engine!r} is not known: use {SQLITE_ENGINE!r}, {MEMORY_ENGINE!r} or nats://host:port,…"
+            )
         check_reach(self.host, self.tls_certificate, self.tls_key, self.behind_proxy, self.port)
         if not self.is_loopback and not self.origins:
             raise SettingsError(
@@ -116,6 +131,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             )
         self._check_tokens()
         self._check_key_service()
+        self._check_cluster()
         for name, value in msgspec.structs.asdict(self).items():
             if isinstance(value, int | float) and value < 0:
                 raise SettingsError(f"{name} = {value} is negative")
@@ -147,6 +163,17 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         is_here = self.keyservice_url.startswith("http://") and is_loopback_url(self.keyservice_url)
         if not (is_here or self.keyservice_url.startswith("https://")):
             raise SettingsError(f"keyservice_url {self.keyservice_url!r}: another machine is reached by https only")
+
+    def _check_cluster(self) -> None:
+        options = (self.nats_ca_file, self.nats_certificate, self.nats_key, self.nats_nkey_file, self.nats_creds_file)
+        if not self.in_cluster:
+            if any(options):
+                raise SettingsError("nats_… settings are for an engine nats://… or tls://…")
+            return
+        if not self.keyservice_url:
+            raise SettingsError("the nodes of a cluster share one key service: set keyservice_url and keyservice_pk")
+        if bool(self.nats_certificate) != bool(self.nats_key):
+            raise SettingsError("nats_certificate and nats_key belong together: give both or none")
 
     def origins_at(self, port: int) -> frozenset[str]:
         """Return every origin that a hello may name; on loopback without `origins`, this machine's own names."""

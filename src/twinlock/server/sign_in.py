@@ -66,6 +66,7 @@ class TokenSignIn:
 
     Args:
         verify: checks a token against its issuer; None where the server takes none.
+        addresses: how often an address may show a token.
     """
 
     __slots__ = ("_addresses", "_authority", "_ends", "_is_required", "_names", "_verify")
@@ -77,14 +78,14 @@ class TokenSignIn:
         authority: Authority,
         ends: SessionEnds,
         settings: Settings,
-        now_ms: Callable[[], int],
+        addresses: Tries,
     ) -> None:
         self._verify = verify
         self._names = names
         self._authority = authority
         self._ends = ends
         self._is_required = settings.oidc_required
-        self._addresses = Tries(settings.sign_ups_per_min, now_ms)
+        self._addresses = addresses
 
     def methods(self) -> dict[str, Method]:
         """Return what is answered here, by name."""

@@ -7,7 +7,7 @@ than what the key service holds, and may lack a removal: then nothing is served 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -66,11 +66,26 @@ class _LongLogs:
 
 
 class SignedLogs:
-    """Appends to both, in that order, and on load takes the longer of the two; the shorter is mended."""
+    """Appends to both, in that order, and on load takes the longer of the two; the shorter is mended.
 
-    __slots__ = ("_directory", "_keys", "_long", "_mirrors_count", "_under_way")
+    Args:
+        directory: where the copies are.
+        keys: the authority.
+        node: what this node signs its marks with.
+        is_alive: tells whether a mark is of another node that may still be about to append.
+    """
 
-    def __init__(self, directory: Directory, keys: KeyService) -> None:
+    __slots__ = ("_directory", "_is_alive", "_keys", "_long", "_mirrors_count", "_node", "_under_way")
+
+    def __init__(
+        self,
+        directory: Directory,
+        keys: KeyService,
+        node: bytes = b"",
+        is_alive: Callable[[bytes], bool] = lambda _: False,
+    ) -> None:
+        self._node = node
+        self._is_alive = is_alive
         self._directory = directory
         self._keys = keys
         self._under_way: Counter[LogId] = Counter()
@@ -85,25 +100,38 @@ class SignedLogs:
         Raises:
             KeyServiceError, OverloadedError: it does not answer, and the copy here may be behind it.
         """
+        mark = await self._directory.get(_mark(log))
+        is_left = mark is not None and not self._under_way[log] and not self._is_alive(mark.value)
+        if is_left:
+            # Whoever left the mark appends nothing more after this.
+            await self.take_turn(log)
         entries = await self._copy(log)
-        is_marked = await self._directory.get(_mark(log)) is not None
         try:
             entries = await self._completed(log, entries)
         except (KeyServiceError, OverloadedError):
-            if is_marked:
+            if mark is not None:
                 raise
             # Serving goes on without the key service; it alone decides about keys anyway.
             return entries
-        if is_marked:
+        if is_left:
             await self._unmark(log)
         return entries
 
+    async def has_more(self, log: LogId, seq: int) -> bool:
+        """Tell whether the copy goes on after so many entries."""
+        return await self._directory.get(f"{_prefix(log)}{seq + 1:08d}") is not None
+
+    async def exists(self, log: LogId) -> bool:
+        """Tell whether there is a log at all, as far as the copy says: what is missing there is asked for by `read`."""
+        return await self.has_more(log, 0)
+
     async def read_certain(self, log: LogId) -> list[SignedEntry]:
-        """Return every entry of a log as the key service has it, once it answers.
+        """Return every entry of a log as the key service has it; whoever began to change it appends nothing more.
 
         Raises:
-            KeyServiceError: it does not.
+            KeyServiceError, OverloadedError: the key service does not answer.
         """
+        await self.take_turn(log)
         entries = await self._completed(log, await self._copy(log))
         await self._unmark(log)
         return entries
@@ -115,23 +143,24 @@ class SignedLogs:
             LogConflictError, LogInvalidError, SignatureError, UpdateNeededError: as the key service decides.
             KeyServiceError, StoreError: whether they were appended is not known; `read_certain` tells later.
         """
-        await self.reach(log, expect_seq)
-        return await self.append_reached(log, expect_seq, entries)
+        return await self.append_in_turn(log, expect_seq, entries, await self.take_turn(log))
 
-    async def reach(self, log: LogId, seq: int) -> None:
-        """See whether the key service answers: what is not even tried leaves nothing in doubt.
+    async def take_turn(self, log: LogId) -> int:
+        """Begin to change a log: whoever began before, here or on another node, appends nothing more.
+
+        It also shows whether the key service answers: what is not even tried leaves nothing in doubt.
 
         Raises:
-            KeyServiceError: it does not.
+            KeyServiceError, OverloadedError: it does not.
         """
-        await self._keys.read_log(log, seq)
+        return await self._keys.take_turn(log)
 
-    async def append_reached(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
-        """Append as `append` does, to a key service that has just answered."""
+    async def append_in_turn(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int) -> LogHead:
+        """Append as `append` does, unless somebody began to change the log after `turn` was taken."""
         self._under_way[log] += 1
         try:
-            await self._directory.put(_mark(log), b"")
-            head = await self._append(log, expect_seq, entries)
+            await self._directory.put(_mark(log), self._node)
+            head = await self._append(log, expect_seq, entries, turn)
         finally:
             self._under_way[log] -= 1
             if not self._under_way[log]:
@@ -139,9 +168,9 @@ class SignedLogs:
         await self._unmark(log)
         return head
 
-    async def _append(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry]) -> LogHead:
+    async def _append(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int) -> LogHead:
         try:
-            head = await self._keys.append_log(log, expect_seq, entries)
+            head = await self._keys.append_log(log, expect_seq, entries, turn)
         except (KeyServiceError, StoreError):
             raise
         except TwinlockError:
@@ -159,7 +188,8 @@ class SignedLogs:
     async def _copy(self, log: LogId) -> list[SignedEntry]:
         """Return what the directory has, up to the first gap that a failed write left."""
         held = self._long.get(log)
-        if held is not None:
+        # Another node may have written more of it since.
+        if held is not None and not await self.has_more(log, len(held)):
             return held
         prefix, mirrors_count = _prefix(log), self._mirrors_count
         entries: list[SignedEntry] = []

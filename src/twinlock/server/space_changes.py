@@ -6,40 +6,44 @@ the loop the new rules hold, pushes are taken again, and everybody hears of it. 
 entries, nothing has happened; after that they hold, and whoever loads the space next finds them.
 
 While the key service has not said whether it took entries, the space is in doubt: pushes stay held until it has.
+
+On an engine of several nodes the chains are compared at a fence, behind which no other node appends before it knows
+what became of the change: see `fences`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
 
-from twinlock.contracts import Directory, Log
+from twinlock.contracts import SpaceState
 from twinlock.errors import (
     CutoffConflictError,
     InvalidCallError,
     KeyServiceError,
     LogConflictError,
-    RemovedError,
-    ShreddedError,
     StoreError,
     TwinlockError,
     UnknownDeviceError,
 )
 from twinlock.ids import AccountId, DeviceId, LogId, SpaceId, short
 from twinlock.protocol.calls import KeyringRow, LogHead, SignedEntry
-from twinlock.protocol.frames import LOG_GROWN, Notice
-from twinlock.protocol.space_log import Cutoff, Role, SpaceLogState
+from twinlock.protocol.space_log import Cutoff, SpaceLogState
 from twinlock.server.authorize import Authority
 from twinlock.server.commit import Committer
+from twinlock.server.fences import Fence, Fences
 from twinlock.server.keyrings import Keyrings
+from twinlock.server.new_rules import Telling, gone_between, install, newcomers_between, tell
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.replaying import replay_in_pieces
+from twinlock.server.sequencer import NO_HEAD, Everybody
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.standing import COMING, FORMER, PRESENT
+from twinlock.server.stores import Stores
 from twinlock.server.tasks import Tasks
 from twinlock.server.together import together
 
@@ -51,13 +55,8 @@ _SHREDDING = "shredding/"
 
 
 PurgeMore = Callable[[SpaceId], Awaitable[None]]
-
-
-class Everybody:
-    """Holds every account."""
-
-    def __contains__(self, account: object) -> bool:
-        return True
+TellOthers = Callable[[SpaceId, int, list[Telling]], None]
+"""Tells the devices of other nodes, those that do not serve the space, what its log of a length brought them."""
 
 
 class SpaceChanges:
@@ -65,35 +64,41 @@ class SpaceChanges:
 
     __slots__ = (
         "_authority",
-        "_committer",
         "_directory",
+        "_is_shared",
         "_keyrings",
         "_locks",
         "_log",
         "_logs",
         "_registry",
         "_tasks",
+        "_tell_others",
+        "committer",
+        "fences",
         "hub",
         "purge_more",
     )
 
     def __init__(
         self,
-        log: Log,
-        directory: Directory,
+        stores: Stores,
         logs: SignedLogs,
         authority: Authority,
         registry: SpaceRegistry,
         committer: Committer,
         tasks: Tasks,
+        tell_others: TellOthers,
     ) -> None:
-        self._log = log
-        self._directory = directory
-        self._keyrings = Keyrings(directory)
+        self._log = stores.log
+        self._directory = stores.directory
+        self._is_shared = stores.is_shared
+        self._keyrings = Keyrings(stores.directory)
+        self._tell_others = tell_others
+        self.fences = Fences(stores, logs, committer, tasks, self._settle_alone)
         self._logs = logs
         self._authority = authority
         self._registry = registry
-        self._committer = committer
+        self.committer = committer
         self.hub = committer.hub
         self._tasks = tasks
         self._locks: dict[SpaceId, asyncio.Lock] = {}
@@ -107,8 +112,11 @@ class SpaceChanges:
         Raises:
             UnknownSpaceError: there is none.
             KeyServiceError: it has not yet said what became of an earlier change.
+            OverloadedError: another node takes long to change it.
         """
-        async with self._turn(await self._registry.load(space)) as served:
+        loaded = await self._registry.load(space)
+        await self.fences.clear(loaded)
+        async with self._turn(loaded) as served:
             if served.in_doubt:
                 await self._settle(served)
             yield served
@@ -160,27 +168,79 @@ class SpaceChanges:
             LogConflictError, LogInvalidError, LeaseRefusedError: as the key service decides; nothing has changed.
             KeyServiceError, StoreError: nothing has changed, or will not be known before the key service answers.
         """
-        before = space.sequencer.rules
-        await self._logs.reach(LogId(space.id), before.seq)
+        before, fence = space.sequencer.rules, None
+        turn = await self._logs.take_turn(LogId(space.id))
         cutoffs = [] if is_lost else cutoffs_between(before, after)
         space.sequencer.hold(Everybody() if after.is_shredded else frozenset(account for account, _ in cutoffs))
         try:
-            await self._check_cutoffs(space, cutoffs)
+            devices = await self._still(space, cutoffs)
             if after.is_shredded:
-                await self._committer.settle_chains(space, None)
+                await self.committer.settle_chains(space, None)
+            fence = await self.fences.begin(space)
+            _check_cutoffs(cutoffs, devices, fence.state)
             await self._prepare(before, after, rows)
-            head = await self._commit(space, entries, after)
+            head = await self._commit(space, entries, after, turn)
         finally:
             if not space.in_doubt:
+                await self._end(space, fence)
                 space.sequencer.release()
         await self._clean(space, before, after)
         return head
+
+    async def _end(self, space: ServedSpace, fence: Fence | None) -> None:
+        """Let the other nodes go on; where that fails they find out by themselves, and so does this one."""
+        try:
+            if fence is not None:
+                await self.fences.end(space, fence.revision)
+        except TwinlockError as error:
+            logger.warning("the other nodes were not told", space=short(space.id), code=error.code)
+            self.doubt(space)
 
     def doubt(self, space: ServedSpace) -> None:
         """Note that the key service may have entries that are not known here; it is asked until it answers."""
         if not space.in_doubt:
             space.in_doubt = True
             self._tasks.spawn(self._settle_later(space), "settle log")
+
+    def tell_everywhere(self, rules: SpaceLogState, tellings: list[Telling]) -> None:
+        """Tell devices of accounts on all nodes."""
+        tell(self.hub, tellings)
+        self._tell_others(rules.space, rules.seq, tellings)
+
+    def fell_behind(self, space: ServedSpace) -> None:
+        """Note that the key service has more of a space's log than is known here."""
+        if self._is_shared:
+            self.fences.heard(space)
+        else:
+            self.doubt(space)
+
+    def may_be_behind(self, space: ServedSpace) -> bool:
+        """Look whether the log has grown at another node, and tell whether that is not known yet."""
+        return space.sequencer.is_fenced or self.fences.glance(space) is not None
+
+    async def look_again(self, space: ServedSpace) -> None:
+        """Look whether the log has grown at another node, if that was not done just now, and wait for the answer.
+
+        Raises:
+            OverloadedError: another node takes long to change it.
+        """
+        glance = self.fences.glance(space)
+        if glance is not None:
+            await glance.wait()
+        await self.fences.clear(space)
+
+    async def look_at_start(self, space: ServedSpace) -> None:
+        """Learn where the space's log begins now: it was cut, or what was cut is deleted.
+
+        Raises:
+            StoreError: the log does not tell.
+        """
+        space.cuts_under_way += 1
+        try:
+            state = await self._log.state(space.id)
+            space.start, space.log_bytes = state.start, state.log_bytes
+        finally:
+            space.cuts_under_way -= 1
 
     async def finish_shredding(self) -> None:
         """Delete what an interrupted shredding has left; called at the start and from time to time."""
@@ -209,31 +269,40 @@ class SpaceChanges:
 
     # Before the entries are appended
 
-    async def _check_cutoffs(self, space: ServedSpace, cutoffs: Sequence[tuple[AccountId, Cutoff]]) -> None:
+    async def _still(
+        self, space: ServedSpace, cutoffs: Sequence[tuple[AccountId, Cutoff]]
+    ) -> dict[AccountId, frozenset[DeviceId]]:
+        """Wait until nothing of those who are cut off is on its way here, and return their devices."""
+        found = {}
         for account, cutoff in cutoffs:
-            devices = await self.devices_of(account)
+            devices = found[account] = await self.devices_of(account)
             if not cutoff.counters.keys() <= devices:
                 raise InvalidCallError("a cutoff names a device of another account")
-            await self._committer.settle_chains(space, devices)
-            for device in devices if cutoff.is_whole else cutoff.counters:
-                counter, held = cutoff.counters.get(device, 0), space.sequencer.head_of(device).counter
-                if counter != held:
-                    raise CutoffConflictError(f"{counter} for device {short(device)}, which stands at {held}")
+            await self.committer.settle_chains(space, devices)
+        return found
 
     async def _prepare(self, before: SpaceLogState, after: SpaceLogState, rows: Sequence[KeyringRow]) -> None:
         """Store what must be there once the entries are; without them it is never looked at."""
         if after.is_shredded:
             await self._directory.put(_SHREDDING + after.space.hex(), b"")
         await together(
-            (self._keyrings.store(after.space, rows), self.index(after.space, _newcomers(before, after), COMING))
+            (self._keyrings.store(after.space, rows), self.index(after.space, newcomers_between(before, after), COMING))
         )
 
-    async def _commit(self, space: ServedSpace, entries: Sequence[SignedEntry], after: SpaceLogState) -> LogHead:
+    async def _commit(
+        self, space: ServedSpace, entries: Sequence[SignedEntry], after: SpaceLogState, turn: int
+    ) -> LogHead:
         before = space.sequencer.rules
         try:
-            head = await self._logs.append_reached(LogId(space.id), before.seq, entries)
-        except (KeyServiceError, StoreError, LogConflictError):
-            # A conflict shows that the log has grown past this server.
+            head = await self._logs.append_in_turn(LogId(space.id), before.seq, entries, turn)
+        except LogConflictError:
+            # Another node has changed the log, or is about to. Nothing was stored.
+            if self._is_shared:
+                self.fences.heard(space)
+            else:
+                self.doubt(space)
+            raise
+        except (KeyServiceError, StoreError):
             self.doubt(space)
             raise
         except TwinlockError:
@@ -246,7 +315,7 @@ class SpaceChanges:
         return head
 
     async def _take_back(self, before: SpaceLogState, after: SpaceLogState) -> None:
-        newcomers = _newcomers(before, after) - before.applicants.keys()
+        newcomers = newcomers_between(before, after) - before.applicants.keys()
         back = newcomers & before.former.keys()
         await self.index(after.space, back, FORMER)
         await together(self._directory.delete(_index_key(account, after.space)) for account in newcomers - back)
@@ -255,27 +324,9 @@ class SpaceChanges:
 
     def _install(self, space: ServedSpace, after: SpaceLogState) -> None:
         """Let new rules hold, and tell everybody; all in this turn of the loop."""
-        before = space.sequencer.rules
-        space.sequencer.rules = after
         space.in_doubt = False
         space.sequencer.release()
-        gone = _gone(before, after)
-        for peer in (*space.live, *space.lagging, *space.senders):
-            account = peer.session.account
-            if account in gone or account not in after.members:
-                self.hub.detach(space, peer)
-                peer.session.detached(space.id)
-                continue
-            if after.members[account].role is Role.SENDER:
-                self.hub.attach_sender(space, peer)
-            peer.send(Notice(LOG_GROWN, space.id))
-        newcomers = _newcomers(before, after)
-        if newcomers:
-            self.hub.tell_accounts(newcomers, Notice(LOG_GROWN, space.id))
-        if gone:
-            # First of all they read the entry itself: a server's word alone ends nothing.
-            code = ShreddedError.code if after.is_shredded else RemovedError.code
-            self.hub.tell_accounts(gone, Notice(LOG_GROWN, space.id), Notice(code, space.id))
+        self._tell_others(space.id, after.seq, install(self.hub, space, after))
 
     async def _clean(self, space: ServedSpace, before: SpaceLogState, after: SpaceLogState) -> None:
         """Delete what the log's new state has made useless; what stays when this fails does no harm."""
@@ -289,8 +340,8 @@ class SpaceChanges:
             else:
                 lost = before.key_holders.keys() - after.key_holders.keys()
                 await self._keyrings.forget(space.id, after.epoch, lost)
-            await self.index(space.id, _gone(before, after), FORMER)
-            await self.index(space.id, _newcomers(before, after), PRESENT)
+            await self.index(space.id, gone_between(before, after), FORMER)
+            await self.index(space.id, newcomers_between(before, after), PRESENT)
         except TwinlockError as error:
             logger.warning("cleaning after a change failed", space=short(space.id), code=error.code)
 
@@ -303,23 +354,30 @@ class SpaceChanges:
     async def _purge_log(self, space: ServedSpace) -> None:
         """Delete every envelope and every row."""
         await self._log.purge(space.id)
-        state = await self._log.state(space.id)
-        space.start, space.log_bytes = state.start, state.log_bytes
+        await self.look_at_start(space)
         await self._keyrings.forget_all(space.id)
 
     # In doubt
 
     async def _settle(self, space: ServedSpace) -> None:
+        """Learn from the key service what became of changes that this node or another has left, and end them."""
         before = space.sequencer.rules
+        # Seen before the turn is taken: whoever left it can append no more after that, whoever comes later can.
+        revision = await self.fences.left_by(space)
         after = await replay_in_pieces(await self._logs.read_certain(LogId(space.id)))
         if after.seq < before.seq:
             raise KeyServiceError("it has fewer entries than are known here")
         if after.seq > before.seq:
             self._install(space, after)
+        await self.fences.end(space, revision)
+        space.in_doubt = False
+        space.sequencer.release()
+        if after.seq > before.seq:
             await self._clean(space, before, after)
-        else:
-            space.in_doubt = False
-            space.sequencer.release()
+
+    async def _settle_alone(self, space: ServedSpace) -> None:
+        async with self._turn(space):
+            await self._settle(space)
 
     async def _settle_later(self, space: ServedSpace) -> None:
         delay_s = DOUBT_RETRY_S_MIN
@@ -349,22 +407,14 @@ def cutoffs_between(before: SpaceLogState, after: SpaceLogState) -> list[tuple[A
     return found
 
 
-def _present(rules: SpaceLogState) -> frozenset[AccountId]:
-    return frozenset((*rules.members, *rules.applicants))
-
-
-def _newcomers(before: SpaceLogState, after: SpaceLogState) -> frozenset[AccountId]:
-    """Return those who came in, and applicants, also those that were let in now."""
-    return frozenset(
-        (after.members.keys() - before.members.keys()) | (after.applicants.keys() - before.applicants.keys())
-    )
-
-
-def _gone(before: SpaceLogState, after: SpaceLogState) -> frozenset[AccountId]:
-    """Return those for whom the space has come to its end."""
-    if before.is_shredded:
-        return frozenset()
-    return _present(before) | _present(after) if after.is_shredded else _present(before) - _present(after)
+def _check_cutoffs(
+    cutoffs: Sequence[tuple[AccountId, Cutoff]], devices: Mapping[AccountId, frozenset[DeviceId]], state: SpaceState
+) -> None:
+    for account, cutoff in cutoffs:
+        for device in devices[account] if cutoff.is_whole else cutoff.counters:
+            counter, held = cutoff.counters.get(device, 0), state.heads.get(device, NO_HEAD).counter
+            if counter != held:
+                raise CutoffConflictError(f"{counter} for device {short(device)}, which stands at {held}")
 
 
 def _index_key(account: AccountId, space: SpaceId) -> str:

@@ -41,6 +41,7 @@ from twinlock.server.accounts import check_entries, page_of
 from twinlock.server.authorize import device_of
 from twinlock.server.keyrings import Keyrings, check_rows, needing_rows
 from twinlock.server.methods import Method
+from twinlock.server.new_rules import Telling
 from twinlock.server.partitions import Partitions
 from twinlock.server.peer import Peer
 from twinlock.server.registry import SpaceRegistry
@@ -61,7 +62,6 @@ class Spaces:
     __slots__ = (
         "_changes",
         "_creating",
-        "_hub",
         "_keyrings",
         "_keys",
         "_log",
@@ -88,7 +88,6 @@ class Spaces:
         self._keyrings = keyrings
         self._registry = registry
         self._changes = changes
-        self._hub = changes.hub
         self._now_ms = now_ms
         self._creating: set[SpaceId] = set()
 
@@ -137,7 +136,7 @@ class Spaces:
         await self._registry.load(request.space)
         if not held:
             await self._changes.index(request.space, rules.members, PRESENT)
-        self._hub.tell_accounts(rules.members, Notice(LOG_GROWN, request.space))
+        self._changes.tell_everywhere(rules, [Telling(sorted(rules.members), [Notice(LOG_GROWN, request.space)])])
         return head
 
     async def _append(self, peer: Peer, request: AppendLog) -> LogHead:

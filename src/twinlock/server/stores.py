@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 import structlog
 
-from twinlock.contracts import BlobStore, Broker, Directory, KeyService, Log
+from twinlock.contracts import BlobStore, Broker, Directory, KeyService, Log, check_served
 from twinlock.engines.blobs import MEMORY_BLOBS, open_blobs
+from twinlock.engines.jetstream import JetstreamEngine
+from twinlock.engines.jetstream_options import NatsOptions
 from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
 from twinlock.engines.sqlite import SqliteEngine
-from twinlock.errors import KeyServiceError, StoreError
+from twinlock.errors import KeyServiceError, RevisionError, StoreError
 from twinlock.keyservice.key_files import NODE_KEY_NAME, open_signing_key, public_key_text, read_public_key
 from twinlock.keyservice.node_auth import LIFE_BYTES, NodeIdentity
 from twinlock.keyservice.remote import RemoteKeyService
 from twinlock.keyservice.service import DATABASE_NAME as KEY_DATABASE_NAME
 from twinlock.keyservice.service import LocalKeyService, wall_clock_ms
 from twinlock.server.partitions import OpenPartitions, single_machine_partitions
+from twinlock.server.secrets_file import FILE_NAME as SERVER_KEY_NAME
 from twinlock.server.secrets_file import ServerSecrets, make_secrets, open_secrets
 from twinlock.server.settings import Settings
 
 logger = structlog.get_logger(__name__)
 
 DATABASE_NAME = "twinlock.db"
+IDENTITY_KEY = "cluster/identity"
 KEY_SERVICE_FOLDER = "keyservice"
 BLOBS_FOLDER = "blobs"
 
@@ -42,6 +46,11 @@ class Stores(msgspec.Struct, frozen=True):
     secrets: ServerSecrets
     close: Callable[[], Awaitable[None]]
     open_partitions: OpenPartitions = single_machine_partitions
+    is_shared: bool = False
+    """Whether other nodes may use the same engine at the same time."""
+
+    node: bytes = b""
+    """The name of this node among them while it runs; empty for one that is made up at the start."""
 
 
 async def open_stores(settings: Settings) -> Stores:
@@ -50,9 +59,65 @@ async def open_stores(settings: Settings) -> Stores:
     Raises:
         StoreError: something cannot be opened, or another process has it open.
     """
-    return (
-        await _open_in_memory(settings) if settings.in_memory else await _open_in_folder(settings, Path(settings.data))
+    if settings.in_memory:
+        return await _open_in_memory(settings)
+    folder = Path(settings.data)
+    return await (_open_in_cluster if settings.in_cluster else _open_in_folder)(settings, folder)
+
+
+async def _open_in_cluster(settings: Settings, folder: Path) -> Stores:
+    """Open one node's way into a cluster; its folder holds its keys, and files where no bucket is named."""
+    secrets = open_secrets(folder)
+    options = NatsOptions.from_url(
+        settings.engine,
+        ca_file=settings.nats_ca_file,
+        certificate=settings.nats_certificate,
+        key=settings.nats_key,
+        nkey_file=settings.nats_nkey_file,
+        creds_file=settings.nats_creds_file,
     )
+    engine = await JetstreamEngine.connect(settings.engine, options)
+    try:
+        await check_served(engine.directory)
+        await check_identity(engine.directory, secrets.server_id)
+        if not settings.blobs:
+            logger.warning("files are kept in the folder of this node alone: set blobs to a bucket of all nodes")
+        blobs = open_blobs(settings.blobs or str(folder / BLOBS_FOLDER), settings.blobs_endpoint)
+        keys = await _open_keys(settings, folder)
+    except BaseException:
+        await engine.close()
+        raise
+
+    async def close() -> None:
+        await keys.close()
+        await engine.close()
+        await blobs.close()
+
+    async def open_partitions() -> Sequence[int]:
+        return (await engine.refresh_settings()).open
+
+    return Stores(
+        engine.log, engine.directory, engine.broker, blobs, keys, secrets, close, open_partitions, is_shared=True
+    )
+
+
+async def check_identity(directory: Directory, server_id: bytes) -> None:
+    """Check that this node is the server that the cluster's other nodes are; the first node says which.
+
+    Raises:
+        StoreError: it is another one, which no device of the cluster's would speak to.
+    """
+    record = await directory.get(IDENTITY_KEY)
+    if record is None:
+        try:
+            await directory.put(IDENTITY_KEY, server_id, expect_revision=0)
+        except RevisionError:
+            record = await directory.get(IDENTITY_KEY)
+    if record is not None and record.value != server_id:
+        raise StoreError(
+            f"this node's {SERVER_KEY_NAME} is not that of the cluster, and devices know the server by it: "
+            f"copy {SERVER_KEY_NAME} from the data folder of another node"
+        )
 
 
 async def _open_in_folder(settings: Settings, folder: Path) -> Stores:

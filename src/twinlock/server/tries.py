@@ -6,15 +6,21 @@ from collections.abc import Callable
 
 from twinlock.errors import RateLimitedError
 from twinlock.server.buckets import TryLimiter
+from twinlock.server.shared_rates import SharedRates
 
 
 class Tries:
-    """Counts tries, and refuses those over so many a minute; 0 means no limit."""
+    """Counts tries, and refuses those over so many a minute; 0 means no limit.
+
+    With `rates` they are counted over all nodes, under a `kind` of their own.
+    """
 
     __slots__ = ("_limiter", "_now_ms")
 
-    def __init__(self, per_min: int, now_ms: Callable[[], int]) -> None:
-        self._limiter = TryLimiter(per_min)
+    def __init__(
+        self, per_min: int, now_ms: Callable[[], int], rates: SharedRates | None = None, kind: str = ""
+    ) -> None:
+        self._limiter = TryLimiter(per_min, rates, kind)
         self._now_ms = now_ms
 
     def count(self, key: str) -> None:

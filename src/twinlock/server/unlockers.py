@@ -42,7 +42,6 @@ from twinlock.server.methods import Method
 from twinlock.server.names import Names
 from twinlock.server.peer import Peer
 from twinlock.server.secrets_file import ServerSecrets
-from twinlock.server.settings import Settings
 from twinlock.server.tries import Tries
 
 UNLOCKER_FAKES = {"password": ("pbkdf2-sha256", 1_000_000), "recovery_kit": ("hkdf-sha256", 0)}
@@ -75,7 +74,11 @@ _decode_unlocker = msgspec.msgpack.Decoder(StoredUnlocker).decode
 
 
 class Unlockers:
-    """Keeps unlockers, and answers the calls about them."""
+    """Keeps unlockers, and answers the calls about them.
+
+    Args:
+        tries: how often a name, and an address, may try.
+    """
 
     __slots__ = ("_addresses", "_authority", "_directory", "_names", "_now_ms", "_secrets", "_sign_out", "_tries")
 
@@ -85,7 +88,7 @@ class Unlockers:
         authority: Authority,
         names: Names,
         secrets: ServerSecrets,
-        settings: Settings,
+        tries: tuple[Tries, Tries],
         now_ms: Callable[[], int],
         sign_out: SignOut,
     ) -> None:
@@ -95,9 +98,7 @@ class Unlockers:
         self._secrets = secrets
         self._sign_out = sign_out
         self._now_ms = now_ms
-        self._tries = Tries(settings.unlocker_tries_per_min, now_ms)
-        # One address may stand for an office, so it gets more tries than one name.
-        self._addresses = Tries(10 * settings.unlocker_tries_per_min, now_ms)
+        self._tries, self._addresses = tries
 
     def methods(self) -> dict[str, Method]:
         """Return what is answered here, by name."""

@@ -28,7 +28,7 @@ from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead,
 from twinlock.protocol.codec import decode_client, encode
 from twinlock.protocol.frames import Goaway, Lease, Leases, Notice, ServerFrame
 from twinlock.protocol.server import ServerSession
-from twinlock.server.app import build_services, spawn_upkeep
+from twinlock.server.app import build_services
 from twinlock.server.heartbeat import Beating, Heartbeat
 from twinlock.server.metrics import Metrics
 from twinlock.server.secrets_file import make_secrets
@@ -37,6 +37,7 @@ from twinlock.server.session import Dispatcher
 from twinlock.server.settings import Settings
 from twinlock.server.stores import Stores
 from twinlock.server.tasks import Tasks
+from twinlock.server.upkeep import spawn_upkeep
 
 T = TypeVar("T")
 DELAYS_S = (0.0, 0.0005, 0.002, 0.02)
