@@ -92,7 +92,7 @@ class Api:
         return answer
 
     async def last(self, stream: str, subject: str, seconds: float = PATIENCE_SECONDS) -> StoredMessage | None:
-        """Return the newest message of a subject, as the stream's leader knows it.
+        """Return the newest message of a subject, as the stream's leader knows it; None too if there is no stream.
 
         Raises:
             StoreError: no leader answers.
@@ -101,7 +101,7 @@ class Api:
         answer = _decode_get.decode(await self._ask(what, {"last_by_subj": subject}, seconds))
         if answer.error is None:
             return answer.message
-        if answer.error.err_code == NO_MESSAGE:
+        if answer.error.err_code in (NO_MESSAGE, NO_STREAM):
             return None
         raise ApiError(what, answer.error)
 

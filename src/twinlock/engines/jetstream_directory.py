@@ -1,7 +1,8 @@
 """The directory contract on JetStream: one message a key in a few streams, guarded by the key's last number.
 
 A key's revision is the number of its message in the stream. Reads that must be true are answered by the stream's
-leader; replicas answer only where they prove how far they have got.
+leader; replicas answer only where they prove how far they have got. The cluster's own record can be got, but is in no
+list: it is not of what the cluster holds.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from twinlock.engines.jetstream_api import (
     StoredMessage,
 )
 from twinlock.engines.jetstream_format import (
+    SETTINGS_KEY,
     Names,
     key_to_subject,
     prefix_to_filter,
@@ -95,7 +97,8 @@ class JetstreamDirectory(Directory):
                 for first in range(0, len(names), VALUES_PAGE):
                     page = await self._values(shard, names[first : first + VALUES_PAGE])
                     for key, record in page.items():
-                        yield key, record
+                        if key != SETTINGS_KEY:
+                            yield key, record
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
         """Yield every later change of keys that begin with a prefix."""
@@ -184,7 +187,7 @@ class JetstreamDirectory(Directory):
             async for names in self._names_of(shard, filtered):
                 for first in range(0, len(names), VALUES_PAGE):
                     found |= await self._values(shard, names[first : first + VALUES_PAGE])
-        return {key: record for key, record in found.items() if key.startswith(prefix)}
+        return {key: record for key, record in found.items() if key.startswith(prefix) and key != SETTINGS_KEY}
 
     async def _values(self, shard: int, subjects: Sequence[str]) -> dict[str, Record]:
         """Return the records of subjects; those that are large come in several answers."""

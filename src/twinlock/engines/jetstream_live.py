@@ -1,0 +1,482 @@
+"""Tails that follow their spaces: live messages, what was lost on the way, and who is told.
+
+Live messages are republished by a stream's leader at most once, so the truth is the chain of numbers that they carry:
+each names the one before it. A broken chain is held for some milliseconds and then filled by a read. A lost message
+that nothing follows breaks no chain. So tails are compared with their streams when a connection was lost, when a
+stream has got another leader, and in turn all the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from twinlock.contracts.log import Follower, Foreign
+from twinlock.engines.jetstream_api import PATIENCE_SECONDS, Api
+from twinlock.engines.jetstream_format import (
+    PLACES,
+    LogMessage,
+    MessageKind,
+    Names,
+    decode_message,
+    partition_of,
+)
+from twinlock.engines.jetstream_reads import Reads
+from twinlock.engines.jetstream_starts import Checkpoint, Start, Starts, StoredHead
+from twinlock.engines.jetstream_tail import Following, SpaceTail, foreign_of
+from twinlock.engines.jetstream_wire import Message
+from twinlock.errors import ClosedError, StoreError, TwinlockError
+from twinlock.ids import Counter, EnvelopeId, Seq, SpaceId, short
+
+logger = logging.getLogger(__name__)
+
+TAILS_MAX = 50_000
+"""Tails of spaces that nobody uses are forgotten past so many."""
+
+HOLD_SECONDS = 0.01
+AUDIT_SECONDS = 1.0
+AUDIT_SPACES = 256
+CATCH_UPS_MAX = 64
+CHECKPOINT_ENTRIES = 10_000
+NODE_BYTES = 8
+FENCED_RETRY_MS = 100
+
+
+class Live:
+    """The tails of all spaces that this node uses.
+
+    Args:
+        free: called with a tail on which something may now be appended.
+        before_telling: called before followers are told anything, so that outcomes come in their order.
+    """
+
+    __slots__ = (
+        "_api",
+        "_auditor",
+        "_before_telling",
+        "_catch_ups",
+        "_free",
+        "_is_closed",
+        "_leaders",
+        "_names",
+        "_number",
+        "_place",
+        "_tasks",
+        "node",
+        "reads",
+        "starts",
+        "tails",
+    )
+
+    def __init__(
+        self,
+        api: Api,
+        names: Names,
+        starts: Starts,
+        free: Callable[[SpaceTail], None],
+        before_telling: Callable[[], None],
+    ) -> None:
+        self._api = api
+        self._names = names
+        self._free = free
+        self._before_telling = before_telling
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._catch_ups = asyncio.Semaphore(CATCH_UPS_MAX)
+        self._leaders: dict[int, str] = {}
+        self._place = 0
+        self._number = 0
+        self._is_closed = False
+        self.node = os.urandom(NODE_BYTES)
+        self.reads = Reads(api, names)
+        self.starts = starts
+        self.tails: dict[SpaceId, SpaceTail] = {}
+        api.connection.on_gap(self._on_gap)
+        self._auditor = asyncio.get_running_loop().create_task(self._audit())
+
+    def next_origin(self) -> bytes:
+        """Return what names this node's next message."""
+        self._number += 1
+        return self.node + self._number.to_bytes(6, "big")
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run something beside; it answers whoever waits for it, also when it fails."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def tail_of(self, space: SpaceId) -> SpaceTail:
+        """Return a space's tail, which may still be loading."""
+        tail = self.tails.get(space)
+        if tail is None:
+            if len(self.tails) >= TAILS_MAX:
+                self._forget_some()
+            tail = self.tails[space] = SpaceTail(space)
+            self._load_later(tail)
+        elif not tail.is_loaded and tail.loading is None:
+            self._load_later(tail)
+        return tail
+
+    async def loaded(self, space: SpaceId) -> tuple[SpaceTail, bool]:
+        """Return a space's loaded tail, and whether it was compared with the leader by this very call.
+
+        Raises:
+            StoreError: the cluster does not answer.
+        """
+        while True:
+            tail = self.tail_of(space)
+            if tail.is_loaded:
+                return tail, False
+            assert tail.loading is not None
+            await asyncio.shield(tail.loading)
+            if tail.is_loaded and self.tails.get(space) is tail:
+                return tail, True
+
+    async def current(self, space: SpaceId) -> SpaceTail:
+        """Return a space's tail after comparing it with the leader.
+
+        Raises:
+            StoreError: the cluster does not answer.
+        """
+        tail, is_current = await self.loaded(space)
+        if not is_current:
+            await self.catch_up(tail)
+        return tail
+
+    async def start_of(self, tail: SpaceTail) -> Start:
+        """Return where a tail's space begins."""
+        start = tail.start
+        if start is None:
+            start = tail.start = await self.starts.read(tail.space)
+        return start
+
+    async def catch_up(self, tail: SpaceTail, seconds: float = PATIENCE_SECONDS) -> None:
+        """Move a tail over everything that the leader has now.
+
+        Raises:
+            StoreError: the cluster does not answer.
+        """
+        async with self._catch_ups:
+            await self._read_to(tail, await self.reads.last(tail.space, seconds))
+
+    # Moving.
+
+    def arrive(self, tail: SpaceTail, number: int, message: LogMessage) -> None:
+        """Move a tail over the message that comes next, and tell everybody."""
+        by_flight = tail.flight is not None and tail.flight.origin == message.origin
+        self._check_whole(tail, number, message)
+        entries = tail.move(number, message, by_flight)
+        if by_flight:
+            for watcher in tail.watchers:
+                watcher.put(entries)
+            tail.answer_flight(number)
+        else:
+            self._tell_foreign(tail, number, message)
+            if entries:
+                for watcher in tail.watchers:
+                    watcher.put(entries)
+        if tail.count_all - tail.checkpoint_count >= CHECKPOINT_ENTRIES:
+            tail.checkpoint_count = tail.count_all
+            self.spawn(self._write_checkpoint(tail))
+
+    def arrived(self, tail: SpaceTail) -> None:
+        """Go on after one or several messages: those that came too early, then what waits."""
+        while tail.held and (held := tail.held.pop(tail.last, None)) is not None:
+            self.arrive(tail, *held)
+        if tail.held:
+            tail.held = {before: held for before, held in tail.held.items() if held[0] > tail.last}
+        self._free(tail)
+
+    def _tell_foreign(self, tail: SpaceTail, number: int, message: LogMessage) -> None:
+        if message.kind == MessageKind.FENCE and message.origin[:NODE_BYTES] != self.node:
+            tail.refuse_entries(
+                StoreError("a change of the space's members came first", retry_after_ms=FENCED_RETRY_MS)
+            )
+        if not any([following.is_joined for following in tail.followings]):
+            return
+        foreign = foreign_of(number, message)
+        # What was answered before must be heard before.
+        self._before_telling()
+        for following in tuple(tail.followings):
+            if following.is_joined and not following.has_ended:
+                following.cursor = number
+                following.follower(foreign)
+
+    def _check_whole(self, tail: SpaceTail, number: int, message: LogMessage) -> None:
+        if message.count_before != tail.count_all or message.bytes_before != tail.bytes_all:
+            # The devices see it too, by their chains, and fill it by healing.
+            logger.error(
+                "messages of a log are missing",
+                extra={"space": short(tail.space), "number": number, "missing": message.count_before - tail.count_all},
+            )
+
+    async def _read_to(self, tail: SpaceTail, target: int) -> None:
+        tail.wanted = max(tail.wanted, target)
+        while tail.last < target:
+            for number, message in await self.reads.page_upto(tail.space, tail.last + 1, target):
+                if number > tail.last:
+                    self.arrive(tail, number, message)
+        self.arrived(tail)
+
+    # Loading.
+
+    def _load_later(self, tail: SpaceTail) -> None:
+        loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        tail.loading = loading
+        self.spawn(self._load(tail, loading))
+
+    async def _load(self, tail: SpaceTail, loading: asyncio.Future[None]) -> None:
+        """Move a fresh tail from the last known heads to the end of its log."""
+        try:
+            last = await self.reads.last(tail.space)
+            if last:
+                await self._replay(tail, last)
+            tail.start = await self.starts.read(tail.space)
+        except TwinlockError as error:
+            self._failed_to_load(tail, error)
+            if not loading.done():
+                loading.set_exception(error)
+                # There may be nobody who waits for it.
+                loading.exception()
+            return
+        tail.is_loaded, tail.loading = True, None
+        if not loading.done():
+            loading.set_result(None)
+        for following in tail.followings:
+            self._join(tail, following)
+        if tail.wanted > tail.last:
+            self._fill_later(tail)
+        self.arrived(tail)
+
+    async def _replay(self, tail: SpaceTail, last: int) -> None:
+        checkpoint = await self.starts.checkpoint_below(tail.space, last)
+        if checkpoint is not None:
+            tail.last, tail.head = checkpoint.number, checkpoint.head
+            tail.bytes_all, tail.count_all = checkpoint.bytes_all, checkpoint.count_all
+            tail.checkpoint_count = checkpoint.count_all
+            for held in checkpoint.heads:
+                tail.raise_head(held.device, held.counter, held.id, held.seq)
+        while tail.last < last:
+            for number, message in await self.reads.page_upto(tail.space, tail.last + 1, last):
+                if number > tail.last:
+                    self._check_whole(tail, number, message)
+                    tail.move(number, message, False)
+
+    def _failed_to_load(self, tail: SpaceTail, error: TwinlockError) -> None:
+        tail.loading = None
+        tail.refuse_all(error)
+        if not tail.followings and not tail.watchers:
+            self.tails.pop(tail.space, None)
+        elif not self._is_closed:
+            # Somebody follows: try again, for ever.
+            asyncio.get_running_loop().call_later(AUDIT_SECONDS, self._load_again, tail)
+
+    def _load_again(self, tail: SpaceTail) -> None:
+        if self.tails.get(tail.space) is tail and not self._is_closed:
+            self.tail_of(tail.space)
+
+    def _forget_some(self) -> None:
+        idle = islice((space for space, tail in self.tails.items() if tail.is_idle), TAILS_MAX // 10)
+        for space in list(idle):
+            del self.tails[space]
+
+    # Following.
+
+    def follow(self, space: SpaceId, after: Seq, follower: Follower) -> Callable[[], None]:
+        """Tell a follower of what others do after a seq; return what ends it."""
+        tail = self.tail_of(space)
+        number = max(after, 0) // PLACES
+        # Only at the head is it certain that nothing of that message comes after it.
+        cursor = number if tail.is_loaded and after >= tail.head else max(number - 1, 0)
+        following = Following(after, cursor, follower)
+        tail.followings.append(following)
+        self.listen(tail)
+        if tail.is_loaded:
+            self._join(tail, following)
+
+        def end() -> None:
+            if not following.has_ended:
+                following.has_ended = True
+                tail.followings.remove(following)
+                self.unlisten(tail)
+                self._free(tail)
+
+        return end
+
+    def listen(self, tail: SpaceTail) -> None:
+        """Have a tail's live messages sent to this node."""
+        if tail.stop_live is not None:
+            return
+        subject = self._names.live_subject(tail.space).encode()
+        tail.stop_live = self._api.connection.subscribe(subject, partial(self._on_live, tail))
+        if tail.is_loaded:
+            # What came since it was loaded, and before the subscription.
+            self.spawn(self._catch_up_quietly(tail))
+
+    def unlisten(self, tail: SpaceTail) -> None:
+        """Have no live messages sent any more, if nobody needs them."""
+        if tail.stop_live is not None and not tail.followings and not tail.watchers:
+            tail.stop_live()
+            tail.stop_live = None
+            tail.held.clear()
+
+    def _join(self, tail: SpaceTail, following: Following) -> None:
+        if following.cursor >= tail.last:
+            following.is_joined = True
+        else:
+            self.spawn(self._tell_earlier(tail, following))
+
+    async def _tell_earlier(self, tail: SpaceTail, following: Following) -> None:
+        """Tell a follower what lies between its place and the tail's, until there is nothing left."""
+        while not following.has_ended and following.cursor < tail.last and not self._is_closed:
+            try:
+                messages = await self.reads.page_upto(tail.space, following.cursor + 1, tail.last)
+            except TwinlockError as error:
+                logger.warning("a log cannot be read", extra={"space": short(tail.space), "code": error.code})
+                await asyncio.sleep(AUDIT_SECONDS)
+                continue
+            for number, message in messages:
+                if number > tail.last or following.has_ended:
+                    break
+                following.cursor = number
+                self._tell_one_earlier(tail, following, number, message)
+        following.is_joined = True
+        self._free(tail)
+
+    def _tell_one_earlier(self, tail: SpaceTail, following: Following, number: int, message: LogMessage) -> None:
+        if message.origin[:NODE_BYTES] == self.node and message.origin not in tail.refused:
+            return
+        if message.kind == MessageKind.FENCE:
+            tail.refuse_entries(_fenced())
+        foreign = foreign_of(number, message)
+        entries = [entry for entry in foreign.entries if entry.seq > following.after]
+        if entries or foreign.note is not None:
+            following.follower(Foreign(entries, foreign.note))
+
+    def _on_live(self, tail: SpaceTail, message: Message) -> None:
+        number = message.number(b"Nats-Sequence")
+        if number <= tail.last and tail.is_loaded:
+            return
+        before = message.number(b"Nats-Last-Sequence")
+        if tail.is_loaded and before == tail.last:
+            self.arrive(tail, number, decode_message(message.payload))
+            self.arrived(tail)
+            return
+        tail.hold(before, number, decode_message(message.payload))
+        if tail.is_loaded:
+            self._fill_later(tail)
+
+    def _fill_later(self, tail: SpaceTail) -> None:
+        if tail.fill_timer is None:
+            tail.fill_timer = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._fill, tail)
+
+    def _fill(self, tail: SpaceTail) -> None:
+        tail.fill_timer = None
+        if tail.wanted > tail.last and not self._is_closed:
+            self.spawn(self._fill_by_read(tail))
+
+    async def _fill_by_read(self, tail: SpaceTail) -> None:
+        try:
+            await self._read_to(tail, tail.wanted)
+        except TwinlockError as error:
+            logger.warning("a gap of a log cannot be read", extra={"space": short(tail.space), "code": error.code})
+
+    async def _catch_up_quietly(self, tail: SpaceTail) -> None:
+        try:
+            await self.catch_up(tail)
+        except TwinlockError as error:
+            logger.warning("a log cannot be compared", extra={"space": short(tail.space), "code": error.code})
+
+    # Looking after what may have been lost.
+
+    def _on_gap(self) -> None:
+        for tail in self.tails.values():
+            if tail.stop_live is not None and tail.is_loaded:
+                self.spawn(self._catch_up_quietly(tail))
+
+    async def _audit(self) -> None:
+        while True:
+            await asyncio.sleep(AUDIT_SECONDS)
+            try:
+                await self._audit_once()
+            except TwinlockError as error:
+                logger.info("the streams cannot be looked at", extra={"code": error.code})
+
+    async def _audit_once(self) -> None:
+        followed = [tail for tail in self.tails.values() if tail.stop_live is not None and tail.is_loaded]
+        by_partition: dict[int, list[SpaceTail]] = {}
+        for tail in followed:
+            by_partition.setdefault(partition_of(tail.space), []).append(tail)
+        for partition, tails in by_partition.items():
+            info = await self._api.call(f"STREAM.INFO.{self._names.log_stream(partition)}", {})
+            leader = (info.get("cluster") or {}).get("leader", "")
+            if self._leaders.get(partition, leader) != leader:
+                # The old one may have died between storing a message and telling of it.
+                await self._compare(partition, tails)
+            self._leaders[partition] = leader
+        if followed:
+            self._place %= len(followed)
+            some = followed[self._place : self._place + AUDIT_SPACES]
+            self._place += AUDIT_SPACES
+            for partition in {partition_of(tail.space) for tail in some}:
+                await self._compare(partition, [tail for tail in some if partition_of(tail.space) == partition])
+
+    async def _compare(self, partition: int, tails: list[SpaceTail]) -> None:
+        """Compare tails with what any replica has last."""
+        for first in range(0, len(tails), AUDIT_SPACES):
+            some = {self._names.log_subject(tail.space): tail for tail in tails[first : first + AUDIT_SPACES]}
+            request = {"multi_last": list(some), "batch": AUDIT_SPACES}
+            for message in await self._api.page(self._names.log_stream(partition), request):
+                tail = some.get((message.header(b"Nats-Subject") or b"").decode())
+                number = message.number(b"Nats-Sequence")
+                if tail is not None and number > tail.last:
+                    tail.wanted = max(tail.wanted, number)
+                    self._fill_later(tail)
+
+    # Heads.
+
+    async def checkpoint(self, tail: SpaceTail, *, replace: bool = False) -> None:
+        """Write a tail's heads to the directory, as they are now."""
+        if tail.last == 0:
+            return
+        heads = [
+            StoredHead(device, Counter(head.counter), EnvelopeId(head.id), tail.known.get(device, Seq(0)))
+            for device, head in tail.heads.items()
+        ]
+        made = Checkpoint(tail.last, tail.head, tail.bytes_all, tail.count_all, heads)
+        tail.checkpoint_count = tail.count_all
+        await self.starts.write_checkpoint(tail.space, made, replace=replace)
+
+    async def _write_checkpoint(self, tail: SpaceTail) -> None:
+        try:
+            await self.checkpoint(tail)
+        except TwinlockError as error:
+            logger.warning("heads cannot be stored", extra={"space": short(tail.space), "code": error.code})
+
+    async def close(self) -> None:
+        """End every watch and everything that runs beside."""
+        self._is_closed = True
+        for tail in list(self.tails.values()):
+            for watcher in tail.watchers:
+                watcher.close()
+            if tail.stop_live is not None:
+                tail.stop_live()
+                tail.stop_live = None
+            tail.refuse_all(ClosedError())
+        tasks = [self._auditor, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("work on a log failed", exc_info=error)
+
+
+def _fenced() -> StoreError:
+    return StoreError("a change of the space's members came first", retry_after_ms=FENCED_RETRY_MS)
