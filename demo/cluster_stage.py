@@ -37,6 +37,7 @@ class ClusterStage:
         service_pk = public_key_text(open_signing_key(folder / "key-service" / "data" / SERVICE_KEY_NAME))
         settings = {
             "engine": self.nats.url,
+            "blobs": str(folder / "files"),
             "keyservice_url": f"http://127.0.0.1:{port_keys}",
             "keyservice_pk": service_pk,
             "origins": [f"ws://127.0.0.1:{each}" for each in (*self.node_ports, port_a, port_b, port_c)],

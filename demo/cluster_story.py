@@ -18,6 +18,7 @@ from twinlock.engines.jetstream_format import Names, partition_of
 from twinlock.ids import SpaceId
 
 GUEST = "ben"
+FILE_MIB = 5
 WRITES_PER_S = 80
 KILL_NATS_AFTER = 200
 KILL_NODE_AFTER = 600
@@ -30,6 +31,7 @@ async def play(screen: Screen, stage: ClusterStage, quakes: int | None = None) -
     await live_import(screen, stage, quakes)
     await same_document(screen, stage)
     await offline(screen, stage)
+    await files(screen, stage)
     await members(screen, stage)
     await machines_killed(screen, stage)
     await machines_back(screen, stage)
@@ -65,6 +67,20 @@ async def begin(screen: Screen, stage: ClusterStage) -> None:
     rows += [("device A", str(stage.a.pid), "at node 1"), ("device B", str(stage.b.pid), "at node 2")]
     screen.table(("", "process", "what it is"), rows)
     screen.note(f"the three NATS servers stood together after {seconds_nats:.1f} s")
+
+
+async def files(screen: Screen, stage: ClusterStage) -> None:
+    """Put a file at one node and read it at the other."""
+    screen.scene("Files", f"A puts {FILE_MIB} MiB on node 1; the nodes share a folder for them, as a bucket would be.")
+    put = (await stage.a.tell("put_file", size=FILE_MIB << 20))["digest"]
+
+    async def is_read() -> bool:
+        try:
+            return bool((await stage.b.tell("read_file"))["digest"] == put)
+        except DeviceFailedError:
+            return False  # It is not there yet.
+
+    screen.check(await until(is_read), f"B reads the same bytes on node 2, SHA-256 {put[:16]}…")
 
 
 async def members(screen: Screen, stage: ClusterStage) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -151,6 +152,20 @@ class Device:
         """Make an account of somebody else, who has no space of this story yet."""
         self._db = await twinlock.sign_up(url, name, password, profile=Path(profile))
         return {}
+
+    async def put_file(self, size: int) -> dict[str, Any]:
+        """Put a file of random bytes, name it in a document, and wait until the server has it."""
+        content = os.urandom(size)
+        ref = await self._space().files.put(content, name="photo.raw")
+        await self._space().collection("photos").doc("one").set({"file": ref})
+        await self._space().files.uploaded(ref)
+        return {"digest": hashlib.sha256(content).hexdigest()}
+
+    async def read_file(self) -> dict[str, Any]:
+        """Read the file that the document names, from whoever has it."""
+        found = await self._space().collection("photos").doc("one").get()
+        content = await self._space().files.get(found["file"]) if found else b""
+        return {"digest": hashlib.sha256(content).hexdigest()}
 
     async def invite(self, role: str) -> dict[str, Any]:
         """Make a link that lets somebody into the space."""
