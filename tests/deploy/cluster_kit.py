@@ -10,6 +10,7 @@ import msgspec
 import nats
 
 from twinlock.cli.cluster_keys import OPERATOR, Members, Ports, ServerPlace, make_keys
+from twinlock.engines.jetstream_options import NatsOptions
 from twinlock.testing.nats_process import NatsCluster, NatsProcess, steady_port
 from twinlock.testing.traffic_tap import LOOPBACK
 
@@ -59,6 +60,10 @@ class ShippedCluster(NatsCluster):
 
     def seed_of(self, name, file="nats.nk"):
         return self.keys / name / file
+
+    def options(self, seed):
+        """Return how the engine reaches this cluster with the key in a file."""
+        return NatsOptions.from_url(self.url, ca_file=str(self.authority), nkey_file=str(seed))
 
     async def dial(self, seed, **options):
         """Open a plain connection of NATS with the key in a file."""

@@ -30,13 +30,11 @@ def noted(findings):
 
 
 def options_of(cluster):
-    seed = cluster.seed_of("operator", "doctor.nk")
-    return NatsOptions.from_url(cluster.url, ca_file=str(cluster.authority), nkey_file=str(seed))
+    return cluster.options(cluster.seed_of("operator", "doctor.nk"))
 
 
 async def make_stream(cluster, **config):
-    admin = msgspec.structs.replace(options_of(cluster), nkey_file=str(cluster.seed_of("operator", "admin.nk")))
-    async with connected(admin) as connection:
+    async with connected(cluster.options(cluster.seed_of("operator", "admin.nk"))) as connection:
         await ask(connection, f"$JS.API.STREAM.CREATE.{config['name']}", config)
 
 
