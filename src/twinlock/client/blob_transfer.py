@@ -62,6 +62,11 @@ class BlobTransfer:
         self._http = HttpClient(dial)
         self._token: BearerToken | None = None
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a session with the server."""
+        return self._connection.session is not None
+
     # Calls
 
     async def begin(self, space: SpaceId, blob: BlobId, epoch: Epoch, sealed_bytes: int) -> BeginBlobResult:

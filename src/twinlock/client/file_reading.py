@@ -63,7 +63,8 @@ class FileReading:
                     yield content
             except TwinlockError as exc:
                 failures += 1
-                if exc.retry == "no" or failures == TRIES_MAX:
+                is_offline = index == wanted.start and not self._transfer.is_connected
+                if exc.retry == "no" or failures == TRIES_MAX or is_offline:
                     raise
                 delay_ms_max = RETRY_MS_FIRST << failures
                 jitter_ms = int.from_bytes(self._entropy(4), "big") * delay_ms_max >> 32

@@ -28,11 +28,10 @@ FileListener = Callable[[FileInfo], object]
 class FileService:
     """Made with the client; `commit` writes a batch to a space."""
 
-    __slots__ = ("_connection", "_context", "_listeners", "cache", "courier", "reading", "transfer", "uploads")
+    __slots__ = ("_context", "_listeners", "cache", "courier", "reading", "transfer", "uploads")
 
     def __init__(self, context: DeviceContext, connection: Connection, courier: Courier, commit: Commit) -> None:
         self._context = context
-        self._connection = connection
         self.courier = courier
         self._listeners: dict[SpaceId, list[FileListener]] = {}
         settings = context.files
@@ -50,7 +49,7 @@ class FileService:
 
     def tend(self, now_ms: int) -> None:
         """Look at the clock."""
-        self.uploads.tend(self._connection.session is not None)
+        self.uploads.tend()
 
     def close(self) -> None:
         """Let go of the connections."""

@@ -85,7 +85,7 @@ class Uploads:
         self._now_ms = now_ms
         self._entropy = entropy
         self._tries: dict[BlobId, _Try] = {}
-        self._is_connected = False
+        self._was_connected = False
         self._parts = asyncio.Semaphore(PARTS_AT_ONCE)
         self._news = asyncio.Event()
 
@@ -100,13 +100,14 @@ class Uploads:
         news, self._news = self._news, asyncio.Event()
         news.set()
 
-    def tend(self, is_connected: bool) -> None:
+    def tend(self) -> None:
         """Look at the clock and the connection; called about once a second."""
-        if is_connected and not self._is_connected:
+        is_connected = self._transfer.is_connected
+        if is_connected and not self._was_connected:
             # What failed for want of a connection is not kept waiting.
             for known in self._tries.values():
                 known.due_ms = 0 if not known.is_under_way else known.due_ms
-        self._is_connected = is_connected
+        self._was_connected = is_connected
         if is_connected and any(True for _ in self._due()):
             self.wake()
 
@@ -137,7 +138,7 @@ class Uploads:
     async def _work(self) -> None:
         while True:
             news = self._news
-            job = next(iter(self._due()), None) if self._is_connected else None
+            job = next(iter(self._due()), None) if self._transfer.is_connected else None
             if job is None:
                 await news.wait()
                 continue
