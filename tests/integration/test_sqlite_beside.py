@@ -1,6 +1,7 @@
 """A database that another process serves is read beside it; one that was set back or moved away is told apart."""
 
 import sqlite3
+import time
 
 import pytest
 
@@ -124,6 +125,26 @@ async def test_a_database_that_bears_the_mark_is_not_served(engine, path, wherea
     await again.directory.delete(MOVING_KEY)
     await again.close()
     await SqliteEngine.open(path).close()
+
+
+async def test_a_start_does_not_wait_for_who_reads_the_log_all_the_time(engine, path):
+    """Litestream does; SQLite would wait for it until its busy timeout, five seconds, has passed."""
+    chain = Chain(new_space())
+    await engine.log.append(chain.space, chain.take(3), 1)
+    reading = sqlite3.connect(path, isolation_level=None)
+    reading.execute("BEGIN")
+    reading.execute("SELECT count(*) FROM log").fetchone()
+    await engine.log.append(chain.space, chain.take(3), 1)
+    await engine.close()
+
+    began = time.monotonic()
+    again = SqliteEngine.open(path)
+    took_s = time.monotonic() - began
+
+    reading.close()
+    assert took_s < 4
+    assert len(await read_all(again.log, chain.space)) == 6
+    await again.close()
 
 
 async def test_a_page_of_places_tells_start_and_head(engine, path):

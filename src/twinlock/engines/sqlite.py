@@ -105,7 +105,7 @@ class SqliteEngine:
 
 
 def begin_new_life(path: str | os.PathLike[str]) -> Incarnation:
-    """Give a database that was set back to an older state a new incarnation; return it.
+    """Give a database that was set back to an older state a new incarnation, and its file to its owner alone.
 
     For one that another tool restored as a file: its seqs are those that devices know, up to where it was set back.
 
@@ -118,9 +118,10 @@ def begin_new_life(path: str | os.PathLike[str]) -> Incarnation:
         raise StoreError(f"there is no database {file.name}")
     lock = lock_file(file)
     try:
+        file.chmod(0o600)
         with closing(open_for_writing(file)) as connection:
             return replace_incarnation(connection)
-    except sqlite3.Error as exc:
+    except (OSError, sqlite3.Error) as exc:
         raise StoreError(f"{file.name}: {exc}") from exc
     finally:
         os.close(lock)

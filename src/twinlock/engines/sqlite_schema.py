@@ -16,6 +16,9 @@ NO_LOCK = -1
 """In place of the lock of a database that is only read."""
 
 WAL_PAGES_MAX = 4000
+WAL_WAIT_MS = 50
+"""How long a start waits for those who read the write-ahead log; it grows on then, and nothing else is different."""
+
 WAL_ROOM_BYTES = 16 << 20
 """Room for those pages, written once at the start: to sync a file that grows costs twice as much."""
 
@@ -151,7 +154,15 @@ def _prepare(connection: sqlite3.Connection) -> None:
     _check_version(version)
     if version == 0:
         connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+    _empty_wal(connection)
+
+
+def _empty_wal(connection: sqlite3.Connection) -> None:
+    """Take what the write-ahead log has into the database, unless somebody reads it: Litestream always does."""
+    (timeout_ms,) = connection.execute("PRAGMA busy_timeout").fetchone()
+    connection.execute(f"PRAGMA busy_timeout = {WAL_WAIT_MS}")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.execute(f"PRAGMA busy_timeout = {timeout_ms}")
 
 
 def _check_version(version: int) -> None:
