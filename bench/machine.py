@@ -75,6 +75,16 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def idle_seconds() -> tuple[float, float]:
+    """Return for how long all cores together were idle so far, and idle while a disk was waited for; nan if not told."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=6)
+    except OSError:
+        return math.nan, math.nan
+    ticks = os.sysconf("SC_CLK_TCK")
+    return int(fields[4]) / ticks, int(fields[5]) / ticks
+
+
 def fdatasync_ms(folder: Path, times: int = 200) -> float:
     """Return the median time to append 4 KiB to a file and have it on disk."""
     sync = getattr(os, "fdatasync", os.fsync)

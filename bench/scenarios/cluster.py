@@ -11,6 +11,7 @@ import msgspec
 from bench.cluster_process import RunningCluster, Spent, clustered
 from bench.figure import Figure, quantile
 from bench.json_child import talking_to
+from bench.machine import idle_seconds
 from bench.raw_client import ENTRIES, RawClient, count_of
 from bench.scale import Scale
 from bench.scenarios.writes import Writer, drive
@@ -27,7 +28,7 @@ BULK_WRITERS, BULK_PUSH = 16, 16
 PUSH_SIZE = 64
 READ_PER_S = 100
 SECONDS_MAX = 120
-NAME = "cluster"
+NAME, COST = "cluster", "cluster-cost"
 NODE_TIME = "processor time of the sync nodes for a change"
 
 
@@ -92,9 +93,10 @@ async def _writes(place: Place, scale: Scale, spaces: range, running: RunningClu
         Writer(await place.at(number).open(), place.world.source(space).pushes(each))
         for number, space in enumerate(spaces)
     ]
-    before, load_before_s = running.cpu() if running else None, time.process_time()
+    before, load_before_s, idle_before = running.cpu() if running else None, time.process_time(), idle_seconds()
     taken_s = await drive(writers)
     load_s = time.process_time() - load_before_s
+    idle = idle_seconds()[0] - idle_before[0], idle_seconds()[1] - idle_before[1]
     taken_ms = [taken for writer in writers for taken in writer.taken_ms]
     name, changes, note = f"{len(spaces)} writers, a space each", len(spaces) * each, ""
     figures = [
@@ -103,14 +105,16 @@ async def _writes(place: Place, scale: Scale, spaces: range, running: RunningClu
     ]
     if running is not None and before is not None:
         spent = running.cpu().since(before)
-        note = _shares(spent, load_s, taken_s)
+        note = _shares(spent, load_s, taken_s, idle)
         figures.append(_figure(place, f"{name}: {NODE_TIME}", spent.nodes / changes * 1e6, "µs"))
     return [_figure(place, f"{name}: durable changes", changes / taken_s, "/s", note), *figures]
 
 
-def _shares(spent: Spent, load_s: float, taken_s: float) -> str:
-    parts = (("NATS", spent.nats), ("sync nodes", spent.nodes), ("load", load_s))
-    return "cores used: " + ", ".join(f"{name} {seconds / taken_s:.2f}" for name, seconds in parts)
+def _shares(spent: Spent, load_s: float, taken_s: float, idle: tuple[float, float]) -> str:
+    """Say what was the limit: how many cores each part used, and how many had nothing to do, or a disk to wait for."""
+    names = ("NATS", "sync nodes", "load", "idle", "idle for the disk")
+    parts = zip(names, (spent.nats, spent.nodes, load_s, *idle), strict=True)
+    return "cores: " + ", ".join(f"{name} {seconds / taken_s:.2f}" for name, seconds in parts)
 
 
 async def _delivery(place: Place, scale: Scale, space: int) -> list[Figure]:
@@ -202,9 +206,9 @@ def _costs(changes: int, ours: tuple[float, Spent], raw: tuple[float, Spent]) ->
         each_us = 1e6 / changes
         note = f"publisher {spent.nodes * each_us:.0f} µs, NATS servers {spent.nats * each_us:.0f} µs a change"
         figures += [
-            Figure(NAME, f"{name}: durable changes", changes / taken_s, "/s", "higher", system=system),
+            Figure(COST, f"{name}: durable changes", changes / taken_s, "/s", "higher", system=system),
             Figure(
-                NAME,
+                COST,
                 f"{name}: processor time of a change, NATS servers included",
                 (spent.nodes + spent.nats) * each_us,
                 "µs",
@@ -214,9 +218,9 @@ def _costs(changes: int, ours: tuple[float, Spent], raw: tuple[float, Spent]) ->
             ),
         ]
     total = (ours[1].nodes + ours[1].nats) / (raw[1].nodes + raw[1].nats)
-    figures.append(Figure(NAME, "processor time of a change, against raw publishing", total, "x", "lower", 2.0))
+    figures.append(Figure(COST, "processor time of a change, against raw publishing", total, "x", "lower", 2.0))
     apart = ours[1].nodes / raw[1].nodes
-    figures.append(Figure(NAME, "the same, sync node against publisher alone", apart, "x", "lower"))
+    figures.append(Figure(COST, "the same, sync node against publisher alone", apart, "x", "lower"))
     return figures
 
 
