@@ -29,9 +29,9 @@ async def there(town, here):
 
 
 @pytest.fixture
-async def house(here):
+async def house(town, here):
     owner = await make_world(here)
-    wire = await owner.open()
+    wire = await town.open(here, owner)
     await wire.attach(owner.space)
     return House(owner, wire)
 
