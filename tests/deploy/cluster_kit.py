@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import nats
 
-from twinlock.cli.cluster_keys import OPERATOR, Members, Ports, ServerPlace, make_keys
+from twinlock.cli.cluster_keys import Members, Ports, ServerPlace, make_keys
 from twinlock.engines.jetstream_options import NatsOptions
 from twinlock.testing.nats_process import NatsCluster, NatsProcess, steady_port
 from twinlock.testing.traffic_tap import LOOPBACK
@@ -76,9 +76,6 @@ class ShippedCluster(NatsCluster):
             connect_timeout=5,
             **options,
         )
-
-    async def monitor(self):
-        return await self.dial(self.seed_of(OPERATOR, "monitor.nk"))
 
 
 async def ask(connection, subject, **body):

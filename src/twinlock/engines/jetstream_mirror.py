@@ -166,6 +166,7 @@ class SecondSite:
             raise StoreError(f"{config['name']} does not say what it is a copy of") from exc
         kept = {key: value for key, value in config.items() if key not in ("mirror", "metadata")}
         own = {key: value for key, value in metadata.items() if not key.startswith("_nats.")}
+        own[_PROMOTED_AT] = str(at_ms)
         await self._api.call(
             f"STREAM.UPDATE.{config['name']}",
             {**kept, **first, "metadata": own, "mirror_direct": False},
