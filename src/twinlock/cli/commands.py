@@ -16,6 +16,7 @@ from twinlock.cli.devices import device, kit, pair
 from twinlock.cli.doctor import doctor
 from twinlock.cli.documents import get, put, query, watch
 from twinlock.cli.drill import drill
+from twinlock.cli.files import file
 from twinlock.cli.inspect import inspect
 from twinlock.cli.keyservice import keyservice
 from twinlock.cli.ledger import ledger
@@ -48,6 +49,7 @@ commands.add_typer(cluster, rich_help_panel="Run a server")
 commands.add_typer(ledger, rich_help_panel="Look inside")
 _add("Keep data safe", backup, drill, restore, restored, migrate)
 _add("Read and write a profile", put, get, query, watch)
+commands.add_typer(file, rich_help_panel="Read and write a profile")
 commands.add_typer(space, rich_help_panel="Read and write a profile")
 _add("Devices and keys", sign_up, pair, recover)
 commands.add_typer(device, rich_help_panel="Devices and keys")

@@ -1,0 +1,57 @@
+"""`twinlock file` against a real server."""
+
+import asyncio
+import json
+import sys
+
+from tests.files_kit import SECRET, files_of, files_world, seen
+
+world = files_world
+
+
+async def twinlock_file(world, *arguments, given=b""):
+    """Run a command on the profile "a", and return its status, what it printed, and what it said to people."""
+    words = (arguments[0], "home", *arguments[1:], "--profile", str(world.folder / "a"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "twinlock", "file", *words),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=world.folder,
+    )
+    printed, said = await process.communicate(given)
+    return process.returncode, printed, said.decode()
+
+
+async def test_files_go_in_and_out_by_the_command_line(world):
+    # A profile finds a server where it last did.
+    await (await world.device("a")).close()
+    (world.folder / "letter.txt").write_bytes(SECRET * 100)
+
+    status, printed, said = await twinlock_file(world, "put", "letter.txt")
+    id = printed.decode().strip()
+
+    assert (status, len(id)) == (0, 32), said
+    assert "the server has it" in said
+    _, listed, _ = await twinlock_file(world, "list")
+    shown = json.loads(listed)
+    assert (shown["id"], shown["name"], shown["type"], shown["state"]) == (id, "letter.txt", "text/plain", "uploaded")
+    assert (await twinlock_file(world, "get", id))[2].startswith("file_exists")
+    assert (await twinlock_file(world, "get", id, "-"))[1] == SECRET * 100
+    assert (await twinlock_file(world, "delete", id))[0] == 0
+    status, _, said = await twinlock_file(world, "get", id, "copy")
+    assert (status, said.split()[0]) == (1, "not_found")
+
+
+async def test_a_name_that_somebody_else_chose_leaves_no_folder(world):
+    db = await world.device("b")
+    file = await files_of(db).put(b"evil", name="--..;rm -rf $HOME\u202e")
+    await files_of(db).uploaded(file)
+    reader = await world.device("a")
+    await seen(reader, file)
+    await reader.close()
+
+    status, _, said = await twinlock_file(world, "get", file.id)
+
+    assert status == 0, said
+    assert (world.folder / "_rm -rf _HOME").read_bytes() == b"evil"
