@@ -1,0 +1,74 @@
+"""The window of pushes in flight, as the client counts it and as the server does."""
+
+import asyncio
+
+import pytest
+
+from tests.server_kit import make_world
+from twinlock.engines.memory import MemoryLog
+from twinlock.protocol.calls import ReadPartitions
+from twinlock.protocol.frames import Reject
+from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX
+from twinlock.server import Server, Settings
+from twinlock.server.stores import open_stores
+
+
+class HeldLog(MemoryLog):
+    """A log whose appends wait until they are let go, one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = None
+        self.is_holding = asyncio.Event()
+
+    def append_many(self, appends, received_ms, done):
+        if self.held is None:
+            super().append_many(appends, received_ms, done)
+        else:
+            self.held.append((appends, received_ms, done))
+            self.is_holding.set()
+
+    def let_one_go(self):
+        super().append_many(*self.held.pop(0))
+
+
+@pytest.fixture
+async def held():
+    """A running server on such a log."""
+    stores, log = await open_stores(Settings(engine="memory:")), HeldLog()
+    stores = type(stores)(**{**{name: getattr(stores, name) for name in stores.__struct_fields__}, "log": log})
+    server = Server(Settings(engine="memory:", port=0), stores)
+    await server.start()
+    yield server, log
+    await server.stop()
+
+
+async def test_a_device_that_was_refused_may_push_a_full_window_again_at_once(held):
+    server, log = held
+    world = await make_world(server)
+    wire = await world.open()
+    other_device = await world.add_device(wire)
+    other = await world.open(other_device)
+    await wire.attach(world.space)
+    await other.attach(world.space)
+    chain = world.chain()
+    first, gap = chain.next(), chain.make(9, chain.prev)
+    log.held = []
+    await wire.push(world.space, first, gap)
+    await log.is_holding.wait()
+    for counter in range(10, 9 + CONNECTION_PUSHES_IN_FLIGHT_MAX):
+        await wire.push(world.space, chain.make(counter, chain.prev))
+    await other.push(world.space, world.chain(other_device).next())
+    await wire.call("space.partitions", ReadPartitions())
+    await other.call("space.partitions", ReadPartitions())
+
+    log.let_one_go()
+    await wire.next(Reject)
+    for _ in range(CONNECTION_PUSHES_IN_FLIGHT_MAX):
+        await wire.push(world.space, chain.next())
+    await wire.call("space.partitions", ReadPartitions())
+    while log.held:
+        log.let_one_go()
+        await wire.call("space.partitions", ReadPartitions())
+
+    assert CONNECTION_PUSHES_IN_FLIGHT_MAX + 1 in await wire.acked(world.space, CONNECTION_PUSHES_IN_FLIGHT_MAX + 1)
