@@ -19,9 +19,11 @@ from twinlock.sealing.identity import DeviceKeys
 from twinlock.sealing.space_entries import epoch_entry, space_genesis
 from twinlock.sealing.space_keys import make_epoch
 from twinlock.testing.checker import check, explain
-from twinlock.testing.history import Finished, Recorder, mark
+from twinlock.testing.history import Finished, Recorder, Rejected, mark
 
 FINISH_S_MAX = 90.0
+RESEALS = ("counter_gap",)
+"""Rejects that say where to go on from, and not when."""
 
 
 class Load:
@@ -41,7 +43,7 @@ class Load:
         self._chance = chance
         self._world = World(SimpleNamespace(port=self._ports[0]))
         self._tasks: list[asyncio.Task[None]] = []
-        self._spaces = []
+        self.spaces = []
         self._verify_pks: dict[str, bytes] = {}
 
     async def prepare(self, spaces: int = 4, writers: int = 2, readers: int = 1, pace_s: float = 0.02) -> None:
@@ -50,7 +52,7 @@ class Load:
         wire = await self._world.open()
         for number in range(spaces):
             space = await self._create_space(wire, number)
-            self._spaces.append(space)
+            self.spaces.append(space)
             for place in range(writers):
                 device = await self._world.add_device(wire)
                 writer = self._client(f"w{number}.{place}", device, space, Chain(space, device))
@@ -86,6 +88,38 @@ class Load:
             lambda: all(writer.acked_count >= before[writer.name] + each for writer in self.writers), seconds_max
         )
 
+    async def identities(self, count: int) -> list[ClientIdentity]:
+        """Certify as many more devices; return how they say hello."""
+        wire, account = await self._world.open(), self._world.account.account
+        devices = [await self._world.add_device(wire) for _ in range(count)]
+        await wire.close()
+        return [ClientIdentity(account, device.device, device.sign.sign) for device in devices]
+
+    def set_pace(self, pace_s: float) -> None:
+        """Let every writer rest so long between its pushes, about."""
+        for writer in self.writers:
+            writer.pace_s = pace_s
+
+    async def stand_still(self) -> None:
+        """Write nothing new, and wait until all is acknowledged."""
+        for writer in self.writers:
+            writer.may_write = False
+        await self.drained(FINISH_S_MAX)
+
+    def go_on(self) -> None:
+        """Write again after standing still."""
+        for writer in self.writers:
+            writer.may_write = True
+
+    async def drained(self, seconds_max: float) -> None:
+        """Wait until everything that was pushed is acknowledged."""
+        await self._until(lambda: not any(writer.unacked_count for writer in self.writers), seconds_max)
+
+    def refusals_without_time(self) -> list[str]:
+        """Return the rejects of a retryable kind that did not say when to come again."""
+        rejects = (event for event in self.recorder.events if isinstance(event, Rejected))
+        return [event.code for event in rejects if not event.retry_after_ms and event.code not in RESEALS]
+
     async def rest(self, seconds: float) -> None:
         """Let the load go on for a while; fail at once if a client saw what must not be."""
         done, _ = await asyncio.wait(self._tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -94,12 +128,10 @@ class Load:
 
     async def finish(self) -> str:
         """Stop writing, have everybody read everything, and return what is wrong with all that happened."""
-        for writer in self.writers:
-            writer.may_write = False
-        await self._until(lambda: not any(writer.unacked_count for writer in self.writers), FINISH_S_MAX)
+        await self.stand_still()
         wire = await self._world.open()
         finals = []
-        for number, space in enumerate(self._spaces):
+        for number, space in enumerate(self.spaces):
             for port in self._ports:
                 device = await self._world.add_device(wire)
                 final = self._client(f"final{number}.{port}", device, space)
@@ -109,7 +141,7 @@ class Load:
         await wire.close()
         self._start(finals)
         everybody = [*self.writers, *self.readers, *finals]
-        ends = {space: self._end_of(space) for space in self._spaces}
+        ends = {space: self._end_of(space) for space in self.spaces}
         await self._until(lambda: all(client.cursor >= ends[client.space] for client in everybody), FINISH_S_MAX)
         for client in everybody:
             self.recorder.note(Finished(time.monotonic(), client.name, client.space.hex()))

@@ -13,6 +13,8 @@ import random
 import time
 from collections import OrderedDict
 
+import msgspec
+
 from bench.lean_socket import LeanSocket, shake_hands
 from tests.server_kit import Chain
 from twinlock.errors import TwinlockError, error_from_code
@@ -41,6 +43,12 @@ _NEVER = ("counter_conflict", "prev_mismatch", "stale_epoch")
 """What no server may say to a client that seals each counter once, under the only epoch that there is."""
 
 _PING = bytes((0x89, 0x80, 0, 0, 0, 0))
+
+
+class _Waiting(msgspec.Struct, frozen=True, gc=False):
+    data: bytes
+    id: str
+    offered_s: float
 
 
 class Refused(Exception):
@@ -86,6 +94,7 @@ class LoadClient:
         self.space = space
         self.ports = list(ports)
         self.window = 32
+        self.batch_max = BATCH_MAX
         self.body_bytes = 200
         self.pace_s = 0.0
         """How long it rests between its pushes, about."""
@@ -107,7 +116,8 @@ class LoadClient:
         self._chance: random.Random = chance
         self._chain: Chain | None = chain
         self._incarnation = b""
-        self._unacked: OrderedDict[int, tuple[bytes, float]] = OrderedDict()
+        self._unacked: OrderedDict[int, _Waiting] = OrderedDict()
+        self._stock: list[tuple[int, bytes, str]] = []
         self._sent_upto = 0
         self._not_before_s = 0.0
         self._socket: _Socket | None = None
@@ -286,7 +296,7 @@ class LoadClient:
             sent = self._unacked.pop(counter, None)
             if sent is not None:
                 self.acked_count += 1
-                self.ack_latency_s.append((now_s, now_s - sent[1]))
+                self.ack_latency_s.append((now_s, now_s - sent.offered_s))
 
     def _on_reject(self, event: Reject) -> None:
         now_s = time.monotonic()
@@ -316,23 +326,40 @@ class LoadClient:
         if session is None or not session.is_attached(self.space) or time.monotonic() < self._not_before_s:
             return
         if self.may_write and len(self._unacked) < self.window:
-            for _ in range(self._chance.randint(1, min(BATCH_MAX, self.window - len(self._unacked)))):
-                data = self._chain.next(self.body_bytes)
-                self._unacked[self._chain.counter] = (data, time.monotonic())
-        waiting = [counter for counter in self._unacked if counter > self._sent_upto]
-        while waiting and session.push_room > 0:
-            some, waiting = waiting[:BATCH_MAX], waiting[BATCH_MAX:]
-            self._push(some)
+            self._seal(self._chance.randint(1, min(BATCH_MAX, self.window - len(self._unacked))))
+            self.offer()
+        if self._unacked and self._sent_upto < next(reversed(self._unacked)):
+            waiting = [counter for counter in self._unacked if counter > self._sent_upto]
+            while waiting and session.push_room > 0:
+                some, waiting = waiting[: self.batch_max], waiting[self.batch_max :]
+                self._push(some)
         self._flush()
+
+    def prepare(self, count: int) -> None:
+        """Seal changes that `offer` lets go all at once; nothing else may be written until then."""
+        self._seal(count)
+
+    def offer(self) -> None:
+        """Begin to push everything that was prepared."""
+        now_s = time.monotonic()
+        for counter, data, identifier in self._stock:
+            self._unacked[counter] = _Waiting(data, identifier, now_s)
+        self._stock.clear()
+        self._wake.set()
+
+    def _seal(self, count: int) -> None:
+        for _ in range(count):
+            data = self._chain.next(self.body_bytes)
+            self._stock.append((self._chain.counter, data, mark(self._chain.prev)))
 
     def _push(self, counters: list[int]) -> None:
         now_s = time.monotonic()
-        envelopes = [self._unacked[counter][0] for counter in counters]
+        waiting = [self._unacked[counter] for counter in counters]
         if not self._sent_upto:
             self._pushed_s = now_s
-        pairs = [(counter, mark(parse(data).id)) for counter, data in zip(counters, envelopes, strict=True)]
+        pairs = [(counter, one.id) for counter, one in zip(counters, waiting, strict=True)]
         self._recorder.note(Pushed(now_s, self.name, self.space.hex(), mark(self._identity.device), pairs))
-        self._session.push(self.space, envelopes)
+        self._session.push(self.space, [one.data for one in waiting])
         self._sent_upto = counters[-1]
 
     def _flush(self) -> None:
