@@ -113,7 +113,7 @@ async def _status(url: str, operator: Path | None) -> bool:
 
 
 async def _open(url: str, operator: Path | None, numbers: str | None, count: int, tags: list[str]) -> None:
-    from twinlock.engines.jetstream_room import SPACES_MAX, check_streams, full_partitions, next_partition
+    from twinlock.engines.jetstream_room import SPACES_MAX, check_streams, next_partition
     from twinlock.errors import InvalidCallError
 
     options = admins_options(url, operator)
@@ -126,7 +126,8 @@ async def _open(url: str, operator: Path | None, numbers: str | None, count: int
         except InvalidCallError as exc:
             fix = "Close full partitions and keep them; beyond this many, divide the people among several clusters."
             fail("too_many_streams", f"The cluster would have {exc.detail}.", fix)
-        full = [number for number in full_partitions(await engine.status()) if first <= number < first + many]
+        held = [number for number in settings.partitions if first <= number < first + many]
+        full = [number for number, spaces in (await engine.spaces_in(held)).items() if spaces >= SPACES_MAX]
         if full:
             text = f"{_named(full)} would take no new spaces: {SPACES_MAX:,} spaces are there, the most of a partition."
             fail("partition_full", text, "Open others.")

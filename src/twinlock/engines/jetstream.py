@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from twinlock.engines.jetstream_api import Api
 from twinlock.engines.jetstream_broker import JetstreamBroker
 from twinlock.engines.jetstream_cluster import Cluster, ClusterSettings, ClusterStatus, FirstSettings
@@ -75,6 +77,10 @@ class JetstreamEngine:
     async def close_partitions(self, first: int, count: int) -> ClusterSettings:
         """Give partitions no new spaces; what is in them stays and is served on."""
         return await self._cluster.close_partitions(self.directory, first, count)
+
+    async def spaces_in(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Return how many spaces some partitions have."""
+        return await self._cluster.spaces_in(partitions)
 
     async def replace_incarnation(self, incarnation: Incarnation) -> ClusterSettings:
         """Begin a new life of the store. Every node must be started anew after this."""

@@ -177,6 +177,18 @@ class Cluster:
         """Begin a new life of the store: after it was promoted from a mirror, or restored."""
         return await self._change(directory, lambda held: msgspec.structs.replace(held, incarnation=incarnation))
 
+    async def spaces_in(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Return how many spaces some partitions have.
+
+        Raises:
+            StoreError: the cluster does not answer.
+        """
+        counted: dict[int, int] = {}
+        for partition in partitions:
+            info = await self._api.call(f"STREAM.INFO.{self._names.log_stream(partition)}", {})
+            counted[partition] = int(info["state"].get("num_subjects", 0))
+        return counted
+
     async def status(self, directory: JetstreamDirectory) -> ClusterStatus:
         """Look at every stream.
 

@@ -45,11 +45,6 @@ def partition_streams(status: ClusterStatus) -> dict[int, StreamStatus]:
     return dict(zip(status.settings.partitions, status.streams[status.settings.shards :], strict=True))
 
 
-def full_partitions(status: ClusterStatus, spaces_max: int = SPACES_MAX) -> list[int]:
-    """Return the partitions that have as many spaces as they may have."""
-    return [partition for partition, stream in partition_streams(status).items() if stream.subjects >= spaces_max]
-
-
 class Room:
     """Which partitions take new spaces now, as a node asks for each: those that are open and not full.
 
@@ -71,9 +66,9 @@ class Room:
         Raises:
             StoreError: the cluster does not answer.
         """
-        now_s = asyncio.get_running_loop().time()
+        settings, now_s = await self._engine.refresh_settings(), asyncio.get_running_loop().time()
         if now_s >= self._look_again_s:
             self._look_again_s = now_s + LOOK_SECONDS
-            self._full = frozenset(full_partitions(await self._engine.status(), self._spaces_max))
-        settings = await self._engine.refresh_settings()
+            counted = await self._engine.spaces_in(settings.open)
+            self._full = frozenset(partition for partition, spaces in counted.items() if spaces >= self._spaces_max)
         return [partition for partition in settings.open if partition not in self._full]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +14,7 @@ from twinlock.contracts import BlobStore, Broker, Directory, KeyService, Log, ch
 from twinlock.engines.blobs import MEMORY_BLOBS, open_blobs
 from twinlock.engines.jetstream import JetstreamEngine
 from twinlock.engines.jetstream_options import NatsOptions
+from twinlock.engines.jetstream_room import Room
 from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
 from twinlock.engines.sqlite import SqliteEngine
 from twinlock.errors import KeyServiceError, RevisionError, StoreError
@@ -93,12 +94,8 @@ async def _open_in_cluster(settings: Settings, folder: Path) -> Stores:
         await engine.close()
         await blobs.close()
 
-    async def open_partitions() -> Sequence[int]:
-        return (await engine.refresh_settings()).open
-
-    return Stores(
-        engine.log, engine.directory, engine.broker, blobs, keys, secrets, close, open_partitions, is_shared=True
-    )
+    room = Room(engine).open_partitions
+    return Stores(engine.log, engine.directory, engine.broker, blobs, keys, secrets, close, room, is_shared=True)
 
 
 async def check_identity(directory: Directory, server_id: bytes) -> None:
