@@ -76,7 +76,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def idle_seconds() -> tuple[float, float]:
-    """Return for how long all cores together were idle so far, and idle while a disk was waited for; nan if not told."""
+    """Return how long all cores together were idle so far, and idle while a disk was waited for; nan if not told."""
     try:
         fields = Path("/proc/stat").read_text(encoding="ascii").split(maxsplit=6)
     except OSError:
