@@ -35,6 +35,8 @@ class EnginePlace(msgspec.Struct, frozen=True):
     blobs: str = ""
     blobs_endpoint: str = ""
     nats_ca_file: str = ""
+    nats_certificate: str = ""
+    nats_key: str = ""
     nats_nkey_file: str = ""
     nats_creds_file: str = ""
 
@@ -112,7 +114,12 @@ async def _connect(place: EnginePlace) -> JetstreamEngine:
     from twinlock.engines.jetstream_options import NatsOptions
 
     options = NatsOptions.from_url(
-        place.url, ca_file=place.nats_ca_file, nkey_file=place.nats_nkey_file, creds_file=place.nats_creds_file
+        place.url,
+        ca_file=place.nats_ca_file,
+        certificate=place.nats_certificate,
+        key=place.nats_key,
+        nkey_file=place.nats_nkey_file,
+        creds_file=place.nats_creds_file,
     )
     return await JetstreamEngine.connect(place.url, options)
 

@@ -41,9 +41,11 @@ def place_of(url: str | None, config: Path | None, data: str | None = None) -> E
         url,
         settings.blobs,
         settings.blobs_endpoint,
-        getattr(settings, "nats_ca_file", ""),
-        getattr(settings, "nats_nkey_file", ""),
-        getattr(settings, "nats_creds_file", ""),
+        settings.nats_ca_file,
+        settings.nats_certificate,
+        settings.nats_key,
+        settings.nats_nkey_file,
+        settings.nats_creds_file,
     )
     if not place.is_cluster and not url.startswith("sqlite:"):
         fail("place", f"{url} names no engine.", "Write sqlite:FOLDER, or nats://host:port,host:port.", status=2)
