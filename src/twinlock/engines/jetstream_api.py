@@ -16,6 +16,9 @@ PATIENCE_SECONDS = 20.0
 after about as long."""
 
 TRY_SECONDS = 2.0
+READ_TRY_SECONDS = 0.2
+"""How long a replica's first word is waited for, the first time: one that is paused or cut off says nothing."""
+
 RETRY_SECONDS = 0.1
 RETRY_AFTER_MS = 1_000
 NO_MESSAGE = 10037
@@ -123,11 +126,12 @@ class Api:
             StoreError: nobody answers.
         """
         subject, payload = f"$JS.API.DIRECT.GET.{stream}".encode(), _encode.encode(request)
-        ends = self._now() + PATIENCE_SECONDS
+        ends, seconds = self._now() + PATIENCE_SECONDS, READ_TRY_SECONDS
         while True:
-            answers = await self.connection.request_many(subject, payload, TRY_SECONDS, _is_batch_end)
+            answers = await self.connection.request_many(subject, payload, seconds, _is_batch_end)
             if answers and answers[-1].status != STATUS_NO_RESPONDERS:
                 return answers[:-1], answers[-1]
+            seconds = min(2 * seconds, TRY_SECONDS)
             await self._wait(ends, "reading")
 
     async def store(self, subject: str, payload: bytes, headers: bytes, seconds: float) -> PublishAnswer | None:

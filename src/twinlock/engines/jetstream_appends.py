@@ -22,7 +22,7 @@ from twinlock.engines.jetstream_api import (
     read_answer,
 )
 from twinlock.engines.jetstream_connection import Connection
-from twinlock.engines.jetstream_format import MessageKind, Names, encode_message
+from twinlock.engines.jetstream_format import MessageKind, encode_message
 from twinlock.engines.jetstream_live import Live
 from twinlock.engines.jetstream_tail import Flight, Reached, SpaceTail, Waiting
 from twinlock.engines.jetstream_wire import Message
@@ -66,11 +66,10 @@ class Batch:
 class Appends:
     """Sends what waits on the tails, and finds out what came of it."""
 
-    __slots__ = ("_connection", "_drained", "_loop", "_names", "_ready", "live", "waiting_bytes")
+    __slots__ = ("_connection", "_drained", "_loop", "_ready", "live", "waiting_bytes")
 
-    def __init__(self, connection: Connection, names: Names) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._names = names
         self._loop = asyncio.get_running_loop()
         self._ready: list[Batch] = []
         self._drained: asyncio.Event | None = None
@@ -124,9 +123,8 @@ class Appends:
             self.live.spawn(self._verify(tail))
 
     def _send(self, tail: SpaceTail, flight: Flight) -> None:
-        subject = self._names.log_subject(tail.space).encode()
         flight.end = self._connection.ask(
-            subject,
+            tail.subject,
             encode_message(flight.message),
             partial(self._answered, tail, flight),
             seconds=ANSWER_SECONDS,

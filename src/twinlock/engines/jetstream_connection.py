@@ -41,7 +41,8 @@ Answered = Callable[[Message | None], bool]
 class _Link(asyncio.Protocol, Listener):
     """One TCP connection and what is known of it."""
 
-    def __init__(self, owner: Connection) -> None:
+    def __init__(self, owner: Connection, address: Address) -> None:
+        self.address = address
         self.transport: asyncio.Transport | None = None
         self.info: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -117,11 +118,21 @@ class _Subscription:
         self.receiver = receiver
 
 
+class _Pending:
+    __slots__ = ("answered", "ends_s", "seconds")
+
+    def __init__(self, answered: Answered, seconds: float, ends_s: float) -> None:
+        self.answered = answered
+        self.seconds = seconds
+        self.ends_s = ends_s
+
+
 class Connection:
     """A lasting connection to whichever server of the cluster answers."""
 
     __slots__ = (
         "_closed",
+        "_failed",
         "_gaps",
         "_inbox",
         "_link",
@@ -144,13 +155,14 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._tls: SSLContext | None = options.tls_context() if options.is_tls else None
         self._link: _Link | None = None
+        self._failed: Address | None = None
         self._up = asyncio.Event()
         self._closed = False
         self._out: list[bytes] = []
         self._out_bytes = 0
         self._inbox = INBOX + secrets.token_hex(8).encode() + b"."
         self._number = _INBOX_SUBSCRIPTION
-        self._pending: dict[bytes, tuple[Answered, float]] = {}
+        self._pending: dict[bytes, _Pending] = {}
         self._subscriptions: dict[int, _Subscription] = {}
         self._gaps: list[Callable[[], None]] = []
         self._runner: asyncio.Task[None] | None = None
@@ -202,13 +214,16 @@ class Connection:
     def ask(
         self, subject: bytes, payload: bytes, answered: Answered, *, seconds: float, headers: bytes = b""
     ) -> Callable[[], None]:
-        """Send a request and call back with its answers; return what gives up waiting, without a call back."""
+        """Send a request and call back with its answers; return what gives up waiting, without a call back.
+
+        None is told when nothing has come for so many seconds, or when the connection is lost.
+        """
         self._number += 1
         token = b"%x" % self._number
         if self._link is None:
             self._loop.call_soon(answered, None)
             return _nothing
-        self._pending[token] = (answered, self._loop.time() + seconds)
+        self._pending[token] = _Pending(answered, seconds, self._loop.time() + seconds)
         self._send(wire.publish(subject, payload, self._inbox + token, headers))
 
         def end() -> None:
@@ -290,8 +305,12 @@ class Connection:
         if number == _INBOX_SUBSCRIPTION:
             token = message.subject[len(self._inbox) :]
             pending = self._pending.get(token)
-            if pending is not None and self._call(pending[0], message):
-                self._pending.pop(token, None)
+            if pending is not None:
+                if self._call(pending.answered, message):
+                    self._pending.pop(token, None)
+                else:
+                    # More is to come, and it is coming.
+                    pending.ends_s = self._loop.time() + pending.seconds
             return
         subscription = self._subscriptions.get(number)
         if subscription is not None:
@@ -302,11 +321,12 @@ class Connection:
         if link is not self._link:
             return
         self._link = None
+        self._failed = link.address
         self._up.clear()
         self._out, self._out_bytes = [], 0
         pending, self._pending = self._pending, {}
-        for answered, _ in pending.values():
-            self._call(answered, None)
+        for each in pending.values():
+            self._call(each.answered, None)
         if not self._closed:
             self._runner = self._loop.create_task(self._reconnect())
 
@@ -337,12 +357,14 @@ class Connection:
             tries += 1
 
     def _shuffled(self) -> list[Address]:
+        """Return the addresses in any order, but the one that failed last at the end."""
         addresses = list(self._options.addresses)
         random.shuffle(addresses)
+        addresses.sort(key=lambda address: address == self._failed)
         return addresses
 
     async def _dial(self, address: Address) -> _Link:
-        link = _Link(self)
+        link = _Link(self, address)
         try:
             await asyncio.wait_for(self._shake_hands(link, address), CONNECT_SECONDS_MAX)
         except TwinlockError:
@@ -402,10 +424,10 @@ class Connection:
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
         now = self._loop.time()
-        for token in [token for token, (_, expiry) in self._pending.items() if expiry < now]:
+        for token in [token for token, pending in self._pending.items() if pending.ends_s < now]:
             pending = self._pending.pop(token, None)
             if pending is not None:
-                self._call(pending[0], None)
+                self._call(pending.answered, None)
 
     # Sending: one write for everything of a loop turn.
 

@@ -115,7 +115,7 @@ class Live:
         if tail is None:
             if len(self.tails) >= TAILS_MAX:
                 self._forget_some()
-            tail = self.tails[space] = SpaceTail(space)
+            tail = self.tails[space] = SpaceTail(space, self._names.log_subject(space).encode())
             self._load_later(tail)
         elif not tail.is_loaded and tail.loading is None:
             self._load_later(tail)

@@ -49,7 +49,7 @@ class JetstreamLog(Log):
         self._api = api
         self._cluster = cluster
         self._names = names
-        self._appends = Appends(api.connection, names)
+        self._appends = Appends(api.connection)
         self._live = Live(api, names, Starts(directory), self._appends.go, self._appends.tell_ready)
         self._appends.live = self._live
         self._cuts = Cuts(api, names, self._live, self._appends.put)

@@ -7,6 +7,8 @@ of the log that it was taken at: one above the log's head is of a life that was 
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 
 from twinlock.contracts.directory import DIRECTORY_VALUE_BYTES_MAX, Directory
@@ -85,19 +87,16 @@ class Starts:
 
     async def mark(self, space: SpaceId) -> None:
         """Note that there is something to clean."""
-        key = f"{CUTS}{space.hex()}"
-        try:
-            await self._directory.put(key, b"", expect_revision=0)
-        except RevisionError:
-            # It is noted already.
-            return
+        # A new revision each time: whoever is about to take the mark away then looks again.
+        await self._directory.put(f"{CUTS}{space.hex()}", b"")
 
     async def unmark(self, space: SpaceId) -> None:
         """Note that there is nothing to clean any more, unless something was cut meanwhile."""
         key = f"{CUTS}{space.hex()}"
         record = await self._directory.get(key)
         if record is not None and not (await self.read(space)).cuts:
-            await self._directory.delete(key, expect_revision=record.revision)
+            with contextlib.suppress(RevisionError):
+                await self._directory.delete(key, expect_revision=record.revision)
 
     async def marked(self) -> list[SpaceId]:
         """Return the spaces with something to clean."""

@@ -38,6 +38,9 @@ from twinlock.protocol.envelope import Envelope, parse
 from twinlock.protocol.frames import Entry
 
 HELD_MESSAGES_MAX = 64
+REFUSED_MAX = 1_024
+"""Own messages of unknown fate that a tail remembers; far fewer are ever on their way at once."""
+
 _COUNTER = slice(40, 48)
 
 
@@ -145,13 +148,15 @@ class SpaceTail:
         "space",
         "start",
         "stop_live",
+        "subject",
         "waiting",
         "wanted",
         "watchers",
     )
 
-    def __init__(self, space: SpaceId) -> None:
+    def __init__(self, space: SpaceId, subject: bytes) -> None:
         self.space = space
+        self.subject = subject
         self.is_loaded = False
         self.loading: asyncio.Future[None] | None = None
         self.last = 0
@@ -280,6 +285,8 @@ class SpaceTail:
         flight, self.flight = self.flight, None
         flight.end()
         if flight.is_unknown:
+            if len(self.refused) >= REFUSED_MAX:
+                self.refused.pop()
             self.refused.add(flight.origin)
         for part in flight.parts:
             part.tell(error)
