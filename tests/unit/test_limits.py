@@ -67,6 +67,11 @@ ON_BOTH_SIDES = {
     "ACCOUNT_NAME_BYTES_MAX": (
         "tests/unit/test_sealing_proofs.py::test_names_are_lowered_and_nothing_else_becomes_allowed"
     ),
+    "BLOB_CHUNK_BYTES": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
+    "BLOB_CHUNK_TAG_BYTES": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
+    "BLOB_PART_CHUNKS": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
+    "BLOB_PART_BYTES": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
+    "BLOB_BYTES_MAX": "tests/unit/test_sealing_blobs.py::test_a_file_has_at_most_1_tib_sealed",
     "SPACE_TITLE_BYTES_MAX": "tests/unit/test_sealing_keys.py::test_a_title_over_its_limit_is_refused",
 }
 
