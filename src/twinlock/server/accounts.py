@@ -128,14 +128,14 @@ class Accounts:
     async def _coming(self, space: SpaceId, account: AccountId) -> bytes | None:
         """Return how an account stands to a space that it was coming into, by the space's log."""
         try:
-            served = await self._registry.load(space)
+            served = await self._registry.current(space)
         except UnknownSpaceError:
             return None
         return index_value(served.sequencer.rules, account)
 
     async def _account_names(self, peer: Peer, request: ReadNames) -> NamesResult:
         author = device_of(peer)
-        rules = (await self._registry.load(request.space)).sequencer.rules
+        rules = (await self._registry.current(request.space)).sequencer.rules
         check_member(rules, author.account)
         everyone = (*rules.members, *rules.former, *rules.applicants)
         found = {account: await self._names.name_of(account) for account in everyone}
@@ -151,7 +151,7 @@ class Accounts:
             return True
         for space in (await self._spaces(peer, Spaces())).spaces:
             try:
-                rules = (await self._registry.load(space)).sequencer.rules
+                rules = (await self._registry.current(space)).sequencer.rules
             except UnknownSpaceError:
                 continue
             if refusal_of(rules, _own(peer)) is None and readable_seq(rules, account):

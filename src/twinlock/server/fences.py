@@ -125,6 +125,21 @@ class Fences:
             if loop.time() >= ends_s:
                 raise OverloadedError("another node is changing the space", retry_after_ms=int(1000 * RETRY_S))
 
+    async def catch_up(self, space: ServedSpace) -> None:
+        """Take over what other nodes have added to the signed log: one look at the directory where that is nothing.
+
+        Raises:
+            OverloadedError: another node takes long to change it.
+            StoreError, KeyServiceError: what came cannot be read.
+        """
+        if not self._is_shared or not await self._logs.has_more(LogId(space.id), space.sequencer.rules.seq):
+            return
+        if await self.left_by(space):
+            self.heard(space)
+            await self.clear(space)
+        else:
+            install(self._committer.hub, space, await replay_in_pieces(await self._logs.read(LogId(space.id))))
+
     def glance(self, space: ServedSpace) -> asyncio.Event | None:
         """Look whether the log has grown without holding anybody, unless that was done within the last second.
 
@@ -138,11 +153,7 @@ class Fences:
 
     async def _glance(self, space: ServedSpace, glance: asyncio.Event) -> None:
         try:
-            if await self.left_by(space):
-                self.heard(space)
-            elif await self._logs.has_more(LogId(space.id), space.sequencer.rules.seq):
-                rules = await replay_in_pieces(await self._logs.read(LogId(space.id)))
-                install(self._committer.hub, space, rules)
+            await self.catch_up(space)
         except TwinlockError as error:
             logger.warning("a log cannot be looked at", space=short(space.id), code=error.code)
         finally:

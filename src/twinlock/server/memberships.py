@@ -108,7 +108,7 @@ class Memberships:
 
     async def _heads(self, peer: Peer, request: ReadHeads) -> ReadHeadsResult:
         author = device_of(peer)
-        space = await self._registry.load(request.space)
+        space = await self._registry.current(request.space)
         rules = space.sequencer.rules
         check_member(rules, author.account)
         if request.account != author.account and not rules.members[author.account].role.may_admit:
@@ -120,7 +120,7 @@ class Memberships:
 
     async def _space_of_invite(self, space: SpaceId) -> ServedSpace:
         try:
-            return await self._registry.load(space)
+            return await self._registry.current(space)
         except UnknownSpaceError as exc:
             raise InviteError from exc
 

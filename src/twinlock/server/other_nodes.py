@@ -69,6 +69,7 @@ class OtherNodes:
 
     def listen(self) -> None:
         """Begin to listen, and to tell the others what happens here."""
+        self._registry.catch_up = self._changes.fences.catch_up
         self._registry.take_foreign = self._take_foreign
         self._registry.take_signal = self._take_signal
         self._authority.tell_others = self._tell_account

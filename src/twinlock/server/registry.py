@@ -6,7 +6,7 @@ falls between what was read and what is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Literal
 
@@ -29,6 +29,7 @@ from twinlock.server.tasks import Tasks
 Action = Callable[[ServedSpace], None]
 Refusing = Callable[[TwinlockError], None]
 TakeForeign = Callable[[ServedSpace, Foreign], None]
+CatchUp = Callable[[ServedSpace], Awaitable[None]]
 TakeSignal = Callable[[ServedSpace, bytes], None]
 _decode_births = msgspec.msgpack.Decoder(list[Birth]).decode
 
@@ -48,6 +49,7 @@ class SpaceRegistry:
         "_spaces",
         "_tasks",
         "_waiting",
+        "catch_up",
         "take_foreign",
         "take_signal",
     )
@@ -67,6 +69,9 @@ class SpaceRegistry:
         self._is_shared = stores.is_shared
         self.take_foreign: TakeForeign = _ignore
         """Is told what other nodes did to a space, in order with the outcomes of appends here."""
+
+        self.catch_up: CatchUp = _catch_up_with_nobody
+        """Takes over what other nodes have added to a space's signed log."""
 
         self.take_signal: TakeSignal = _ignore
         """Is told the signals of other nodes."""
@@ -108,6 +113,17 @@ class SpaceRegistry:
         """
         served = self._spaces.get(space)
         return served or await self._load(space)
+
+    async def current(self, space: SpaceId) -> ServedSpace:
+        """Return a space with the rules that its signed log has now, whichever node changed it last.
+
+        Raises:
+            UnknownSpaceError: there is none of that id.
+            OverloadedError: another node takes long to change it.
+        """
+        served = await self.load(space)
+        await self.catch_up(served)
+        return served
 
     async def _load(self, space: SpaceId) -> ServedSpace:
         feed = _Feed()
@@ -244,6 +260,10 @@ def _nothing() -> None:
 def _end_both(first: Callable[[], None], second: Callable[[], None]) -> None:
     first()
     second()
+
+
+async def _catch_up_with_nobody(space: ServedSpace) -> None:
+    """Take over nothing: there are no other nodes."""
 
 
 def _ignore(space: ServedSpace, told: object) -> None:

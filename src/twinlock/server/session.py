@@ -287,7 +287,7 @@ class Dispatcher:
             refusal = refusal_of(space.sequencer.rules, peer.session.account)
             if refusal is not None and self._services.is_shared:
                 # It may have come in by another node just now.
-                await self._services.changes.look_again(space)
+                await self._services.registry.catch_up(space)
         except TwinlockError as error:
             self._refuse_attach(peer, space.id, error)
             return

@@ -114,7 +114,7 @@ class SpaceChanges:
             KeyServiceError: it has not yet said what became of an earlier change.
             OverloadedError: another node takes long to change it.
         """
-        loaded = await self._registry.load(space)
+        loaded = await self._registry.current(space)
         await self.fences.clear(loaded)
         async with self._turn(loaded) as served:
             if served.in_doubt:
@@ -217,17 +217,6 @@ class SpaceChanges:
     def may_be_behind(self, space: ServedSpace) -> bool:
         """Look whether the log has grown at another node, and tell whether that is not known yet."""
         return space.sequencer.is_fenced or self.fences.glance(space) is not None
-
-    async def look_again(self, space: ServedSpace) -> None:
-        """Look whether the log has grown at another node, if that was not done just now, and wait for the answer.
-
-        Raises:
-            OverloadedError: another node takes long to change it.
-        """
-        glance = self.fences.glance(space)
-        if glance is not None:
-            await glance.wait()
-        await self.fences.clear(space)
 
     async def look_at_start(self, space: ServedSpace) -> None:
         """Learn where the space's log begins now: it was cut, or what was cut is deleted.

@@ -133,7 +133,7 @@ class Spaces:
             await self._changes.index(request.space, rules.members, COMING)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
         # This notes under which incarnation of the database the space was born.
-        await self._registry.load(request.space)
+        await self._registry.current(request.space)
         if not held:
             await self._changes.index(request.space, rules.members, PRESENT)
         self._changes.tell_everywhere(rules, [Telling(sorted(rules.members), [Notice(LOG_GROWN, request.space)])])
@@ -169,7 +169,7 @@ class Spaces:
 
     async def _read_log(self, peer: Peer, request: ReadLog) -> ReadLogResult:
         author = device_of(peer)
-        space = await self._registry.load(SpaceId(request.log))
+        space = await self._registry.current(SpaceId(request.log))
         seq = readable_seq(space.sequencer.rules, author.account)
         if not seq:
             raise UnknownSpaceError
@@ -236,7 +236,7 @@ class Spaces:
     async def _as_member(self, peer: Peer, space: SpaceId) -> tuple[ServedSpace, Author]:
         """Return a space that the peer's account is a member of; the others hear what they are."""
         author = device_of(peer)
-        served = await self._registry.load(space)
+        served = await self._registry.current(space)
         check_member(served.sequencer.rules, author.account)
         return served, author
 

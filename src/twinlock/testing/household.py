@@ -25,7 +25,7 @@ from twinlock.protocol.proofs import lease_message
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import DeviceKeys
-from twinlock.testing.simulated_node import ORIGIN, Node
+from twinlock.testing.simulated_node import ORIGIN, Crowd, Node
 from twinlock.testing.virtual_time import run_in_virtual_time
 
 START_MS = 1_800_000_000_000
@@ -62,16 +62,23 @@ STEPS = (
 )
 
 
+NODES_STEPS = (("stall_node", 3), ("cut_broker", 2), ("mend_broker", 6))
+"""What happens besides where there are several nodes."""
+
+STALLS_S = (0.5, 4.0, 8.0, 20.0)
+
+
 class Person:
     """An account with one device. A crash leaves the device what lay on its disk."""
 
-    def __init__(self, name: str, folder: Path, chance: random.Random, node: Node) -> None:
+    def __init__(self, name: str, folder: Path, chance: random.Random, crowd: Crowd) -> None:
         self.name = name
         self._folder = folder
         self._lives_count = 0
-        self._node = node
+        self._crowd = crowd
+        self._node = node = crowd.nodes[0]
         self._options = twinlock.Options(
-            wall_ms=node.now_ms, entropy=chance.randbytes, dial=node.dial_for(name), device_name=name
+            wall_ms=node.now_ms, entropy=chance.randbytes, dial=crowd.dial_for(name), device_name=name
         )
         self.db: twinlock.Client
         self.written: set[str] = set()
@@ -90,7 +97,7 @@ class Person:
         shutil.copytree(before, self._profile)
         # The old life ends behind a wall: what it still does reaches nobody.
         was_cut_off = self.name in self._node.cut_off
-        self._node.part(self.name)
+        self._crowd.part(self.name)
         await self.db.close()
         if not was_cut_off:
             self._node.cut_off.discard(self.name)
@@ -124,13 +131,19 @@ class Person:
 class Household:
     """One run: `begin`, `live` for some steps, `settle`, `check`."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, nodes_count: int = 1) -> None:
         self.seed = seed
         self.chance = self._chance_of("steps")
         self._loop = asyncio.get_running_loop()
         self._folder = folder
-        self.node = Node(folder, self._chance_of("node"), self._now_ms)
-        self.people = {name: Person(name, folder / name, self._chance_of(name), self.node) for name in NAMES}
+        is_shared = nodes_count > 1
+        self.node = Node(folder, self._chance_of("node"), self._now_ms, is_shared=is_shared)
+        others = [
+            Node(folder, self._chance_of(f"node {number}"), self._now_ms, self.node, is_shared=is_shared)
+            for number in range(1, nodes_count)
+        ]
+        self.crowd = Crowd([self.node, *others], self._chance_of("crowd"))
+        self.people = {name: Person(name, folder / name, self._chance_of(name), self.crowd) for name in NAMES}
         self.space = SpaceId(b"")
         self.trace: list[str] = []
         self._actions: set[asyncio.Task[None]] = set()
@@ -147,7 +160,8 @@ class Household:
 
     async def begin(self) -> None:
         """Sign everybody up, make the space and let all but the last join it."""
-        await self.node.start()
+        for node in self.crowd.nodes:
+            await node.start()
         for person in self.people.values():
             await person.sign_up()
         owner = self.people["olga"]
@@ -160,7 +174,8 @@ class Household:
 
     async def live(self, steps_count: int) -> None:
         """Take steps at random."""
-        names, weights = [name for name, _ in STEPS], [weight for _, weight in STEPS]
+        steps = STEPS if len(self.crowd.nodes) == 1 else STEPS + NODES_STEPS
+        names, weights = [name for name, _ in steps], [weight for _, weight in steps]
         shredded_at = self.chance.randrange(4 * steps_count)
         for number in range(steps_count):
             (step,) = self.chance.choices(names, weights) if number != shredded_at else ("shred",)
@@ -184,10 +199,6 @@ class Household:
 
     async def _fail(self, step: str, person: Person) -> None:
         match step:
-            case "kill_node":
-                await self.node.kill()
-            case "start_node":
-                await self.node.restart()
             case "lose_key_service":
                 self.node.keys.is_reachable = False
             case "find_key_service":
@@ -195,9 +206,25 @@ class Household:
             case "restart_key_service":
                 self.node.keys.restart()
             case "part":
-                self.node.part(person.name)
+                self.crowd.part(person.name)
             case "meet":
                 self.node.cut_off.discard(person.name)
+            case _:
+                nodes = self.crowd.nodes
+                await self._fail_node(step, self.chance.choice(nodes) if len(nodes) > 1 else self.node)
+
+    async def _fail_node(self, step: str, node: Node) -> None:
+        match step:
+            case "kill_node":
+                await node.kill()
+            case "start_node":
+                await node.restart()
+            case "stall_node":
+                node.delays.stall(self.chance.choice(STALLS_S))
+            case "cut_broker" if node.is_serving and node.broker is not None:
+                node.broker.cut_off()
+            case "mend_broker" if node.is_serving and node.broker is not None:
+                node.broker.mend()
 
     def _act(self, step: str, person: Person) -> None:
         """Begin what changes members or keys; it goes on while everything else happens."""
@@ -259,7 +286,10 @@ class Household:
         """Mend everything and wait until nothing changes any more."""
         self.node.keys.is_reachable = True
         self.node.cut_off.clear()
-        await self.node.restart()
+        for node in self.crowd.nodes:
+            await node.restart()
+            if node.broker is not None:
+                node.broker.mend()
         if self._actions:
             await asyncio.wait(self._actions)
         end_s = self._loop.time() + SETTLE_S_MAX
@@ -312,6 +342,7 @@ class Household:
         assert len(served) == log.seq, f"{where}: the server has {len(served)} of {log.seq} entries"
         report = self.node.keys.now(self.node.keys.inner.verify_ledger)
         assert report.intact, f"{where}: the ledger is broken at {report.broken_at}"
+        await self._check_nodes(where, log)
         readers = [person for person in self.people.values() if log.role_of(person.account) is not None]
         if log.is_shredded:
             await self._check_shredded(where)
@@ -328,6 +359,20 @@ class Household:
             await self._check_written(where, person, seen[0], log)
             if log.role_of(person.account) is None:
                 await self._check_shut_out(where, person, log)
+
+    async def _check_nodes(self, where: str, log: SpaceLogState) -> None:
+        """Assert that every node that serves the space knows all of it, and waits for nobody."""
+        left = await self.node.directory.list("changing/")
+        assert not left, f"{where}: a change was never ended: {list(left)}"
+        head = self.node.log.state_now(self.space).head
+        for number, node in enumerate(self.crowd.nodes):
+            served = node.services.registry.at_hand(self.space)
+            if served is None:
+                continue
+            assert served.sequencer.rules.seq == log.seq, f"{where}: node {number} has old rules"
+            assert served.delivered == head, f"{where}: node {number} delivered up to {served.delivered} of {head}"
+            is_held = served.sequencer.is_fenced or served.is_looking or served.in_doubt
+            assert not is_held, f"{where}: node {number} holds the space"
 
     def _quarantined(self, person: Person) -> list[tuple[int, str]]:
         return [(kept.seq, kept.reason) for kept in person.db.quarantine.get(self.space.hex(), [])]
@@ -381,15 +426,16 @@ class Household:
             task.cancel()
         for person in self.people.values():
             await person.db.close()
-        await self.node.kill()
+        for node in self.crowd.nodes:
+            await node.kill()
         self.node.keys.end()
 
 
-def live_a_life(seed: int, folder: Path, steps_count: int = 60) -> None:
-    """Run one seed from beginning to end."""
+def live_a_life(seed: int, folder: Path, steps_count: int = 60, nodes_count: int = 1) -> None:
+    """Run one seed from beginning to end, with a server of one node or several."""
 
     async def run() -> None:
-        household = Household(seed, folder)
+        household = Household(seed, folder, nodes_count)
         try:
             await household.begin()
             await household.live(steps_count)

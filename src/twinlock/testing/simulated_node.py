@@ -8,178 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import random
-import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 from twinlock.client.transport import Address, Dial, Transport
-from twinlock.contracts import Asking, Directory, KeyService
-from twinlock.contracts.directory import Change, Record
 from twinlock.engines.blobs_memory import MemoryBlobs
-from twinlock.engines.memory import MemoryBroker, MemoryDirectory, MemoryLog
-from twinlock.errors import KeyServiceError, OfflineError, TwinlockError
-from twinlock.ids import LogId
-from twinlock.keyservice.service import LocalKeyService
-from twinlock.keyservice.settings import KeyServiceSettings
-from twinlock.protocol.calls import CreatePending, CreatePendingResult, LogHead, SignedEntry
+from twinlock.engines.memory import MemoryBroker
+from twinlock.engines.memory_nodes import Fault, MemoryStore, NodeBroker
+from twinlock.errors import OfflineError, TwinlockError
 from twinlock.protocol.codec import decode_client, encode
-from twinlock.protocol.frames import Goaway, Lease, Leases, Notice, ServerFrame
+from twinlock.protocol.frames import Goaway, Notice, ServerFrame
 from twinlock.protocol.server import ServerSession
 from twinlock.server.app import build_services
 from twinlock.server.heartbeat import Beating, Heartbeat
 from twinlock.server.metrics import Metrics
-from twinlock.server.secrets_file import make_secrets
+from twinlock.server.secrets_file import ServerSecrets, make_secrets
 from twinlock.server.services import Services
 from twinlock.server.session import Dispatcher
 from twinlock.server.settings import Settings
 from twinlock.server.stores import Stores
 from twinlock.server.tasks import Tasks
 from twinlock.server.upkeep import spawn_upkeep
-
-T = TypeVar("T")
-DELAYS_S = (0.0, 0.0005, 0.002, 0.02)
-LATENCIES_S = (0.001, 0.005, 0.05)
-
-
-class Delays:
-    """Draws how long things take."""
-
-    __slots__ = ("_chance",)
-
-    def __init__(self, chance: random.Random) -> None:
-        self._chance = chance
-
-    async def pause(self) -> None:
-        """Take a moment, in which everything else may happen."""
-        await asyncio.sleep(self._chance.choice(DELAYS_S))
-
-    def latency_s(self) -> float:
-        """Return how long a message is under way."""
-        return self._chance.choice(LATENCIES_S)
-
-
-class SlowDirectory(Directory):
-    """A directory that takes a moment before and after each step."""
-
-    def __init__(self, inner: Directory, delays: Delays) -> None:
-        self._inner = inner
-        self._delays = delays
-
-    async def get(self, key: str) -> Record | None:
-        """Return the newest record of a key."""
-        return await self._slowly(lambda: self._inner.get(key))
-
-    async def put(self, key: str, value: bytes, expect_revision: int | None = None) -> int:
-        """Store and return the new revision."""
-        return await self._slowly(lambda: self._inner.put(key, value, expect_revision))
-
-    async def delete(self, key: str, expect_revision: int | None = None) -> None:
-        """Delete a key."""
-        await self._slowly(lambda: self._inner.delete(key, expect_revision))
-
-    async def list(self, prefix: str) -> dict[str, Record]:
-        """Return every key that begins with a prefix, sorted by key."""
-        return await self._slowly(lambda: self._inner.list(prefix))
-
-    def scan(self) -> AsyncIterator[tuple[str, Record]]:
-        """Yield every record there is."""
-        return self._inner.scan()
-
-    def watch(self, prefix: str) -> AsyncIterator[Change]:
-        """Yield every later change below a prefix."""
-        return self._inner.watch(prefix)
-
-    async def _slowly(self, step: Callable[[], Awaitable[T]]) -> T:
-        await self._delays.pause()
-        result = await step()
-        await self._delays.pause()
-        return result
-
-
-class DistantKeyService(KeyService):
-    """The real key service behind a cable: it may be out of reach, and answers may be lost after the work was done."""
-
-    def __init__(self, folder: Path, delays: Delays, now_ms: Callable[[], int]) -> None:
-        self._folder = folder
-        self._delays = delays
-        self._now_ms = now_ms
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="simulated key service", daemon=True)
-        self._thread.start()
-        self.is_reachable = True
-        self.inner = self._open()
-
-    def restart(self) -> None:
-        """End the service and begin it again on its folder."""
-        self._wait(lambda: self.inner.close())
-        self.inner = self._open()
-
-    async def take_turn(self, log: LogId) -> int:
-        """Begin to change a log."""
-        return await self._ask(lambda: self.inner.take_turn(log))
-
-    async def append_log(self, log: LogId, expect_seq: int, entries: Sequence[SignedEntry], turn: int = 0) -> LogHead:
-        """Check and store entries of a signed log."""
-        return await self._ask(lambda: self.inner.append_log(log, expect_seq, entries, turn))
-
-    async def read_log(self, log: LogId, after_seq: int) -> list[SignedEntry]:
-        """Return the entries of a log after the first `after_seq`."""
-        return await self._ask(lambda: self.inner.read_log(log, after_seq))
-
-    async def create_pending(self, asking: Asking, request: CreatePending) -> CreatePendingResult:
-        """Make the service key of a coming epoch."""
-        return await self._ask(lambda: self.inner.create_pending(asking, request))
-
-    async def lease(self, asking: Asking, request: Lease) -> Leases:
-        """Release service keys to a device."""
-        return await self._ask(lambda: self.inner.lease(asking, request))
-
-    async def tend(self, now_ms: int) -> None:
-        """Do what must be done from time to time."""
-        await self._ask(lambda: self.inner.tend(now_ms))
-
-    async def close(self) -> None:
-        """Nothing: the service outlives the node; `end` ends it."""
-
-    def end(self) -> None:
-        """End the service and its thread."""
-        self._wait(lambda: self.inner.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def now(self, step: Callable[[], Awaitable[T]]) -> T:
-        """Do something at once, past the cable: for checks."""
-        return self._wait(step)
-
-    async def _ask(self, step: Callable[[], Awaitable[T]]) -> T:
-        await self._delays.pause()
-        self._check_reachable()
-        result = self._wait(step)
-        await self._delays.pause()
-        # The work is done, but nobody is told.
-        self._check_reachable()
-        return result
-
-    def _check_reachable(self) -> None:
-        if not self.is_reachable:
-            raise KeyServiceError("out of reach")
-
-    def _open(self) -> LocalKeyService:
-        async def opened() -> LocalKeyService:
-            settings = KeyServiceSettings(requests_burst=100_000)
-            return LocalKeyService.open(self._folder, settings, now_ms=self._now_ms)
-
-        return self._wait(opened)
-
-    def _wait(self, step: Callable[[], Awaitable[T]]) -> T:
-        async def waited() -> T:
-            return await step()
-
-        return asyncio.run_coroutine_threadsafe(waited(), self._loop).result()
+from twinlock.testing.simulated_stores import LATENCIES_S, Delays, DistantKeyService, KeysOfNode, SlowDirectory
 
 
 class SimulatedConnection(Beating):
@@ -302,27 +154,54 @@ class SimulatedTransport(Transport):
 
 
 class Node:
-    """A server's process: `start` and `kill` it as often as you like; stores and key service stay."""
+    """A server's process: `start` and `kill` it as often as you like; stores and key service stay.
 
-    def __init__(self, folder: Path, chance: random.Random, now_ms: Callable[[], int]) -> None:
+    Args:
+        folder: where the key service keeps its files.
+        chance: what happens to this node.
+        now_ms: the clock.
+        beside: another node, to share stores and key service with.
+        is_shared: whether there are, or will be, other nodes.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        chance: random.Random,
+        now_ms: Callable[[], int],
+        beside: Node | None = None,
+        *,
+        is_shared: bool = False,
+    ) -> None:
         self._chance = chance
         self.now_ms = now_ms
         self.delays = Delays(chance)
-        self.log = MemoryLog()
-        self.directory = MemoryDirectory()
-        self.keys = DistantKeyService(folder / "keyservice", self.delays, now_ms)
-        self.secrets = make_secrets()
-        self.cut_off: set[str] = set()
+        self.is_shared = is_shared
+        self.store: MemoryStore = MemoryStore() if beside is None else beside.store
+        self.log = self.store.log
+        self.directory = self.store.directory
+        self.keys: DistantKeyService
+        self.keys = DistantKeyService(folder / "keyservice", self.delays, now_ms) if beside is None else beside.keys
+        self.secrets: ServerSecrets = make_secrets() if beside is None else beside.secrets
+        self.cut_off: set[str] = set() if beside is None else beside.cut_off
         self.services: Services
         self.dispatcher: Dispatcher
+        self.broker: NodeBroker | None = None
         self._connections: set[SimulatedConnection] = set()
         self._life: asyncio.Task[None] | None = None
+        self._lives_count = 0
         self._is_serving = False
         self._heartbeat: Heartbeat
+
+    @property
+    def is_serving(self) -> bool:
+        """Tell whether devices are taken."""
+        return self._is_serving
 
     async def start(self) -> None:
         """Begin a life."""
         started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lives_count += 1
         self._life = asyncio.create_task(self._live(started), name="node")
         await started
         self._is_serving = True
@@ -381,8 +260,7 @@ class Node:
     async def _live(self, started: asyncio.Future[None]) -> None:
         metrics = Metrics()
         self._heartbeat = Heartbeat(metrics)
-        directory = SlowDirectory(self.directory, self.delays)
-        stores = Stores(self.log, directory, MemoryBroker(), MemoryBlobs(), self.keys, self.secrets, self.keys.close)
+        stores, end_stores = self._stores()
         settings = Settings(engine="memory:", calls_per_s=0, sign_ups_per_min=0, unlocker_tries_per_min=0)
         try:
             async with asyncio.TaskGroup() as group:
@@ -394,6 +272,54 @@ class Node:
                 await asyncio.get_running_loop().create_future()
         finally:
             self._heartbeat.stop()
+            await end_stores()
+
+    def _stores(self) -> tuple[Stores, Callable[[], Awaitable[None]]]:
+        """Return what this life stores in, and what ends it."""
+        directory, close = SlowDirectory(self.directory, self.delays), self.keys.close
+        if not self.is_shared:
+            return Stores(self.log, directory, MemoryBroker(), MemoryBlobs(), self.keys, self.secrets, close), close
+        node = self.store.node(self.delays.pause_s, self._fault)
+        self.broker = node.broker
+        stores = Stores(
+            node.log,
+            directory,
+            node.broker,
+            MemoryBlobs(),
+            KeysOfNode(self.keys, self.delays),
+            self.secrets,
+            close,
+            is_shared=True,
+            # A node of this name never lived before.
+            node=self._chance.randbytes(8),
+        )
+        return stores, node.close
+
+    def _fault(self) -> Fault:
+        return self._chance.choices(("", "lost", "unanswered"), (50, 1, 1))[0]
+
+
+class Crowd:
+    """Several nodes behind one address: each time a device dials it is given one of them."""
+
+    def __init__(self, nodes: Sequence[Node], chance: random.Random) -> None:
+        self.nodes = nodes
+        self._chance = chance
+
+    def dial_for(self, name: str) -> Dial:
+        """Return the way in which a device dials."""
+        chance = random.Random(self._chance.random())  # noqa: S311
+        dials = [node.dial_for(name) for node in self.nodes]
+
+        def dial(address: Address) -> AbstractAsyncContextManager[Transport]:
+            return chance.choice(dials)(address)
+
+        return dial
+
+    def part(self, name: str) -> None:
+        """Cut a device off from all nodes."""
+        for node in self.nodes:
+            node.part(name)
 
 
 ORIGIN = "ws://simulated:80"
