@@ -2,17 +2,24 @@
 
 import asyncio
 import datetime
+import json
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
 from tests.deploy.cluster_kit import ShippedCluster
-from twinlock.cli.cluster_facts import ServerFacts, ask
+from twinlock.cli.cluster_facts import ServerFacts
 from twinlock.cli.cluster_watch import Watcher
+from twinlock.cli.commands import commands
 from twinlock.cli.doctor_cluster import cluster as examined
-from twinlock.cli.doctor_cluster import connected, judge_servers
+from twinlock.cli.doctor_cluster import judge_servers
 from twinlock.cli.findings import Verdict
+from twinlock.engines.jetstream import JetstreamEngine
+from twinlock.engines.jetstream_cluster import FirstSettings
 from twinlock.engines.jetstream_options import NatsOptions
+from twinlock.server.secrets_file import open_secrets
+from twinlock.server.stores import IDENTITY_KEY
 from twinlock.testing.nats_process import NatsCluster
 
 NOW = datetime.datetime(2026, 11, 1, tzinfo=datetime.UTC)
@@ -33,9 +40,10 @@ def options_of(cluster):
     return cluster.options(cluster.seed_of("operator", "doctor.nk"))
 
 
-async def make_stream(cluster, **config):
-    async with connected(cluster.options(cluster.seed_of("operator", "admin.nk"))) as connection:
-        await ask(connection, f"$JS.API.STREAM.CREATE.{config['name']}", config)
+async def make_cluster(cluster):
+    first = FirstSettings(partitions=1, shards=1)
+    admin = cluster.options(cluster.seed_of("operator", "admin.nk"))
+    await (await JetstreamEngine.connect("", admin, first=first)).close()
 
 
 def figures(text):
@@ -44,40 +52,47 @@ def figures(text):
     return {name: float(value) for name, value in lines}
 
 
-def test_a_shipped_cluster_is_in_order_until_a_server_is_gone(tmp_path):
+def test_a_shipped_cluster_is_in_order(tmp_path):
     with ShippedCluster(tmp_path, 3) as cluster:
-        asyncio.run(make_stream(cluster, name="TW_0000", subjects=["tw.0000.*"], storage="file", num_replicas=3))
+        asyncio.run(make_cluster(cluster))
         operator = cluster.keys / "operator"
-        watcher = Watcher(cluster.url, operator, lambda: 1234.0)
+        watcher = Watcher(cluster.url, operator, now_s=lambda: 1234.0)
         asyncio.run(wait_for_copies(watcher))
-        healthy = list(examined(options_of(cluster), operator, []))
-        seen = figures(watcher.metrics.render().decode())
-        cluster.kill(a_follower(cluster))
-        broken = list(examined(options_of(cluster), operator, []))
-        asyncio.run(watcher.look())
-        seen_then = figures(watcher.metrics.render().decode())
+        found = list(examined(options_of(cluster), operator, []))
+    seen = figures(watcher.metrics.render().decode())
 
-    assert (bad(healthy), noted(healthy)) == ([], [])
-    assert "3 servers sync every message before they acknowledge it" in [finding.what for finding in healthy]
+    assert (bad(found), noted(found)) == ([], [])
+    assert "3 servers sync every message before they acknowledge it" in [finding.what for finding in found]
     assert seen["twinlock_nats_servers"] == seen["twinlock_nats_servers_expected"] == 3
     assert seen['twinlock_stream_replicas_current{stream="TW_0000"}'] == 3
     assert seen['twinlock_nats_sync_always{server="here-1"}'] == 1
     assert seen['twinlock_nats_certificate_ends_timestamp_seconds{server="here-1"}'] > 1.7e9
     assert seen["twinlock_cluster_seen_timestamp_seconds"] == 1234
-    assert any("2 of 3 servers answer" in what for what in bad(broken))
-    assert any("cannot be reached" in what for what in bad(broken))
-    assert seen_then["twinlock_nats_servers"] == 2
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_is_told(tmp_path):
+    with ShippedCluster(tmp_path, 3) as cluster:
+        asyncio.run(make_cluster(cluster))
+        operator = cluster.keys / "operator"
+        watcher = Watcher(cluster.url, operator)
+        asyncio.run(wait_for_copies(watcher))
+        cluster.kill(a_follower(cluster))
+        found = list(examined(options_of(cluster), operator, []))
+        asyncio.run(watcher.look())
+    seen = figures(watcher.metrics.render().decode())
+
+    assert any("2 of 3 servers answer" in what for what in bad(found))
+    assert any("cannot be reached" in what for what in bad(found))
+    assert seen["twinlock_nats_servers"] == 2
 
 
 def a_follower(cluster):
     """Return a server that leads nothing, so that the others need not elect anybody first."""
     _, page = cluster.nodes[0].get("/jsz")
-    leading = {cluster.leader_of("TW_0000")}
-    return next(
-        place
-        for place, node in enumerate(cluster.nodes)
-        if place not in leading and node.name != page["meta_cluster"]["leader"]
-    )
+    leading = {cluster.leader_of("TW_0000"), cluster.leader_of("TW_DIRECTORY_0")}
+    free = [place for place in range(len(cluster.nodes)) if place not in leading]
+    return next((place for place in free if cluster.nodes[place].name != page["meta_cluster"]["leader"]), free[0])
 
 
 async def wait_for_copies(watcher):
@@ -107,7 +122,6 @@ def test_a_server_without_jetstream_is_refused(tmp_path):
         found = list(examined(NatsOptions.from_url(cluster.url), None, []))
 
     assert any("without JetStream" in what for what in bad(found))
-    assert any("streams cannot be looked at" in what for what in bad(found))
 
 
 @pytest.mark.parametrize(
@@ -130,3 +144,51 @@ def test_each_thing_that_will_hurt_is_told(changes, verdict):
     found = list(judge_servers([msgspec.structs.replace(FINE, **changes)], NOW))
 
     assert [finding.verdict for finding in found if finding.verdict is not Verdict.GOOD] == [verdict] * bool(verdict)
+
+
+def told_by_the_command(config, *options):
+    """Run the command; return its exit status and what it said of the cluster and of backups."""
+    done = CliRunner().invoke(commands, ["doctor", "--config", str(config), *options])
+    lines = [line.split(maxsplit=2) for line in done.output.splitlines()]
+    return done.exit_code, {
+        words[2]: words[0] for words in lines if len(words) == 3 and words[1] in ("cluster", "backup")
+    }
+
+
+def test_the_command_looks_at_everything_that_nodes_share(tmp_path):
+    config = tmp_path / "twinlock.toml"
+    data, blobs, other = tmp_path / "data", tmp_path / "blobs", tmp_path / "other"
+    with ShippedCluster(tmp_path, 1) as cluster:
+        asyncio.run(make_cluster(cluster))
+        settings = {
+            "data": str(data),
+            "engine": cluster.url,
+            "nats_ca_file": str(cluster.authority),
+            "nats_nkey_file": str(cluster.seed_of("sync-1")),
+            "blobs": str(blobs),
+            "keyservice_url": "http://127.0.0.1:9",
+            "keyservice_pk": "ab" * 32,
+            "port": 0,
+        }
+        config.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items()))
+        asyncio.run(set_identity(cluster, open_secrets(data).server_id))
+        _, good = told_by_the_command(config, "--operator", str(cluster.keys / "operator"))
+        asyncio.run(set_identity(cluster, open_secrets(other).server_id))
+        config.write_text(config.read_text().replace(str(blobs), ""))
+        status, wrong = told_by_the_command(config, "--backup", str(tmp_path / "no-backups"))
+
+    assert {what for what, verdict in good.items() if verdict == "fail"} == set()
+    assert any("is the identity of the cluster" in what for what in good)
+    assert any("1 of them open for new spaces" in what for what in good)
+    assert any("takes parts of files and gives them back" in what for what in good)
+    assert status == 1
+    failures = " ".join(what for what, verdict in wrong.items() if verdict == "fail")
+    assert "that of another server" in failures
+    assert "in this node's own folder" in failures
+    assert "no-backups" in failures
+
+
+async def set_identity(cluster, server_id):
+    engine = await JetstreamEngine.connect("", cluster.options(cluster.seed_of("sync-1")))
+    await engine.directory.put(IDENTITY_KEY, server_id)
+    await engine.close()

@@ -132,6 +132,16 @@ async def read_streams(connection: Connection) -> list[StreamFacts]:
             return sorted(found, key=lambda stream: stream.name)
 
 
+async def read_named_streams(connection: Connection, names: list[str]) -> list[StreamFacts]:
+    """Return streams that are known by their names: a server's own key may not list what there is.
+
+    Raises:
+        StoreError: JetStream does not answer, or has no such stream.
+    """
+    found = [await ask(connection, f"$JS.API.STREAM.INFO.{name}") for name in names]
+    return sorted(map(_stream, found), key=lambda stream: stream.name)
+
+
 async def read_servers(connection: Connection) -> list[ServerFacts]:
     """Ask every server of the cluster how it is; `connection` is one of the system account.
 

@@ -163,13 +163,13 @@ async def _take_back_cuts(engine: JetstreamEngine) -> None:
 
     A cut is marked until what it covers is deleted, which is days later than any copy may be behind.
     """
-    from twinlock.ids import SpaceId
+    from twinlock.ids import Seq, SpaceId
 
     for key in await engine.directory.list("cuts/"):
         space = SpaceId(bytes.fromhex(key.rpartition("/")[2]))
         state = await engine.log.state(space)
         if state.start > state.head + 1:
-            await engine.log.uncut(space, 0)
+            await engine.log.uncut(space, Seq(0))
 
 
 def admins_options(url: str, operator: Path | None) -> NatsOptions:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import datetime
 import os
 import platform
 import shutil
@@ -20,6 +22,7 @@ from rich.markup import escape
 
 from twinlock.cli.findings import Finding, Verdict, mode_of
 from twinlock.cli.output import SERVER_PACKAGES
+from twinlock.errors import TwinlockError
 
 if TYPE_CHECKING:
     from twinlock.server.settings import Settings
@@ -33,6 +36,7 @@ EARLIEST_CLOCK_S = 1_735_689_600
 """The first of January 2025: a clock before it has never been set."""
 
 DEFAULT_PORT = 8765
+CERTIFICATE_DAYS_MIN = 14
 
 
 _COLORS = {Verdict.GOOD: "green", Verdict.NOTE: "yellow", Verdict.BAD: "red"}
@@ -44,8 +48,16 @@ def doctor(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The server's data folder.")] = None,
     profile: Annotated[Path | None, typer.Option(help="The profile to look at.")] = None,
+    operator: Annotated[
+        Path | None,
+        typer.Option(help="The folder `operator` of `twinlock cluster keys`: ask NATS servers how they are."),
+    ] = None,
+    monitor: Annotated[
+        list[str] | None, typer.Option(help="In place of it, the monitoring address of each: http://127.0.0.1:8222.")
+    ] = None,
+    backup: Annotated[str | None, typer.Option(help="Look how old the newest backup in this place is.")] = None,
 ) -> None:
-    """Check Python, SQLite, disk, clock, port, settings, the key service and the permissions of key files.
+    """Check Python, SQLite, disk, clock, port, settings, cluster, key service and the permissions of key files.
 
     The exit status is 1 if anything must be mended.
     """
@@ -61,6 +73,8 @@ def doctor(
         ("disk", lambda: _disk(folder)),
         ("clock", _clock),
         ("settings", lambda: _settings(config, data)),
+        ("cluster", lambda: _cluster(config, data, operator, monitor or [])),
+        ("backup", lambda: _backup(backup)),
         ("keys", lambda: _key_service(config, data)),
         ("key files", lambda: _key_files(folder if data else None, profile or default_profile())),
     ]
@@ -168,6 +182,22 @@ def _settings(config: Path | None, data: Path | None) -> Iterator[Finding]:
     yield _port(settings.host, settings.port)
     if settings.uses_tls:
         yield from mode_of(Path(settings.tls_key))
+        yield from _certificate(Path(settings.tls_certificate))
+
+
+def _certificate(path: Path) -> Iterator[Finding]:
+    from twinlock.cli.cluster_authority import expiry_of
+
+    try:
+        days = (expiry_of(path) - datetime.datetime.now(datetime.UTC)).days
+    except (OSError, ValueError) as exc:
+        yield Finding(Verdict.BAD, f"{path} is no certificate: {exc}")
+        return
+    text = f"the certificate {path} is valid for {days} more days"
+    if days > CERTIFICATE_DAYS_MIN:
+        yield Finding(Verdict.GOOD, text)
+    else:
+        yield Finding(Verdict.BAD, text, "Get a new one, and start the server again.")
 
 
 def _key_service(config: Path | None, data: Path | None) -> Iterator[Finding]:
@@ -177,6 +207,27 @@ def _key_service(config: Path | None, data: Path | None) -> Iterator[Finding]:
         from twinlock.cli.doctor_keys import key_service
 
         yield from key_service(settings)
+
+
+def _cluster(config: Path | None, data: Path | None, operator: Path | None, monitors: list[str]) -> Iterator[Finding]:
+    settings = _loaded(config, data)
+    if settings is not None and not isinstance(settings, str) and settings.in_cluster:
+        from twinlock.cli.doctor_cluster import cluster, options_of, shared
+
+        try:
+            options = options_of(settings)
+        except TwinlockError as exc:
+            yield Finding(Verdict.BAD, f"engine {settings.engine!r}: {exc.detail}", "See docs/reference/settings.md.")
+            return
+        yield from cluster(options, operator, monitors)
+        yield from shared(settings)
+
+
+def _backup(place: str | None) -> Iterator[Finding]:
+    if place:
+        from twinlock.cli.doctor_stores import check_backup
+
+        yield asyncio.run(check_backup(place))
 
 
 def _loaded(config: Path | None, data: Path | None) -> Settings | str | None:

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from twinlock.cli.cluster_authority import AUTHORITY_NAME
-from twinlock.cli.cluster_facts import ServerFacts, StreamFacts, fetch_servers, read_servers, read_streams
+from twinlock.cli.cluster_facts import ServerFacts, StreamFacts, fetch_servers, read_named_streams, read_servers
 from twinlock.cli.cluster_keys import DOCTOR_SEED_NAME, MONITOR_SEED_NAME
+from twinlock.cli.doctor_stores import check_blobs, check_record, read_settings
 from twinlock.cli.findings import Finding, Verdict
 from twinlock.errors import StoreError, TwinlockError
 
 if TYPE_CHECKING:
+    from twinlock.engines.jetstream_cluster import ClusterSettings
     from twinlock.engines.jetstream_connection import Connection
     from twinlock.engines.jetstream_options import NatsOptions
+    from twinlock.server.settings import Settings
 
 VERSION_MIN = (2, 11)
 PAYLOAD_BYTES_MIN = 8_000_000
@@ -30,6 +33,7 @@ CLOCK_BAD_S = 60.0
 
 CERTIFICATE_NOTE_DAYS = 30
 CERTIFICATE_BAD_DAYS = 7
+STREAMS_SECONDS = 15.0
 STORAGE_NOTE = 0.8
 STORAGE_BAD = 0.9
 
@@ -204,8 +208,31 @@ def _judge_stream(stream: StreamFacts, servers_count: int) -> Iterator[Finding]:
 
 
 def cluster(options: NatsOptions, operator: Path | None, monitors: list[str]) -> Iterator[Finding]:
-    """Check the cluster that a server would use."""
+    """Check the NATS servers and streams that a server would use."""
     yield from asyncio.run(_cluster(options, operator, monitors))
+
+
+def shared(settings: Settings) -> Iterator[Finding]:
+    """Check what the nodes of a cluster share besides: its record, its identity, the store of files."""
+    yield from asyncio.run(_shared(settings))
+
+
+def options_of(settings: Settings) -> NatsOptions:
+    """Return how a server with these settings reaches its cluster.
+
+    Raises:
+        StoreError: the engine's address is none.
+    """
+    from twinlock.engines.jetstream_options import NatsOptions
+
+    return NatsOptions.from_url(
+        settings.engine,
+        ca_file=settings.nats_ca_file,
+        certificate=settings.nats_certificate,
+        key=settings.nats_key,
+        nkey_file=settings.nats_nkey_file,
+        creds_file=settings.nats_creds_file,
+    )
 
 
 async def _cluster(options: NatsOptions, operator: Path | None, monitors: list[str]) -> list[Finding]:
@@ -216,10 +243,34 @@ async def _cluster(options: NatsOptions, operator: Path | None, monitors: list[s
         found += judge_servers(servers, datetime.datetime.now(datetime.UTC))
     except TwinlockError as exc:
         found.append(Finding(Verdict.BAD, f"the servers do not say how they are: {exc.detail}", exc.fix))
+    if all(finding.verdict is not Verdict.GOOD for finding in found):
+        return found
     try:
-        async with connected(options) as connection:
-            streams = await read_streams(connection)
+        async with connected(options) as connection, asyncio.timeout(STREAMS_SECONDS):
+            settings = await read_settings(connection)
+            streams = await read_named_streams(connection, _names_of(settings)) if settings else []
         found += judge_streams(streams, len(servers or []))
     except TwinlockError as exc:
         found.append(Finding(Verdict.BAD, f"the streams cannot be looked at: {exc.detail}", exc.fix))
+    except TimeoutError:
+        fix = "Bring back servers until more than half of them run."
+        found.append(Finding(Verdict.BAD, f"the streams do not answer within {STREAMS_SECONDS:.0f} s", fix))
     return found
+
+
+def _names_of(settings: ClusterSettings) -> list[str]:
+    from twinlock.engines.jetstream_format import Names
+
+    names = Names()
+    directory = [names.directory_stream(shard) for shard in range(settings.shards)]
+    return directory + [names.log_stream(partition) for partition in settings.partitions]
+
+
+async def _shared(settings: Settings) -> list[Finding]:
+    found: list[Finding] = []
+    try:
+        async with connected(options_of(settings)) as connection:
+            found += [finding async for finding in check_record(connection, Path(settings.data))]
+    except TwinlockError as exc:
+        found.append(Finding(Verdict.BAD, f"the cluster's record cannot be read: {exc.detail}", exc.fix))
+    return found + [finding async for finding in check_blobs(settings)]
