@@ -18,12 +18,13 @@ from twinlock.ids import Incarnation
 class JetstreamEngine:
     """One node's way into a cluster. Used from one event loop."""
 
-    __slots__ = ("_api", "_cluster", "broker", "connection", "directory", "log")
+    __slots__ = ("_cluster", "api", "broker", "connection", "directory", "log", "name")
 
     def __init__(self, connection: Connection, api: Api, cluster: Cluster, names: Names) -> None:
         settings = cluster.settings
-        self._api = api
         self._cluster = cluster
+        self.api = api
+        self.name = names.name
         self.connection = connection
         self.directory = JetstreamDirectory(api, names, settings.shards)
         self.log = JetstreamLog(Incarnation(settings.incarnation), api, self.directory, cluster, names)

@@ -105,10 +105,11 @@ def partition_of(space: SpaceId) -> int:
 class Names:
     """The names of one cluster's streams and subjects; all begin alike, so that several fit into one NATS account."""
 
-    __slots__ = ("_prefix", "broker", "live", "streams")
+    __slots__ = ("_prefix", "broker", "live", "name", "streams")
 
     def __init__(self, name: str = "") -> None:
         mark = f"-{name}" if name else ""
+        self.name = name
         self._prefix = f"tw{mark}"
         self.live = f"live{mark}"
         self.broker = f"sig{mark}"

@@ -1,0 +1,206 @@
+"""What the JetStream engine does besides the contracts: heads through purges, gaps, refusals, and coming back."""
+
+import asyncio
+import secrets
+import time
+
+import pytest
+
+from twinlock.contracts.log import Append
+from twinlock.engines.jetstream import JetstreamEngine
+from twinlock.engines.jetstream_cluster import FirstSettings
+from twinlock.engines.jetstream_format import PLACES, Names
+from twinlock.engines.jetstream_options import NatsOptions
+from twinlock.errors import LimitExceededError, RevisionError, StoreError
+from twinlock.ids import Seq
+from twinlock.testing.contracts.envelopes import Chain, new_space
+from twinlock.testing.nats_process import NatsCluster
+
+NOW_MS = 1_700_000_000_000
+SMALL = FirstSettings(partitions=1, shards=2)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with NatsCluster(tmp_path_factory.mktemp("nats"), nodes=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def connect(server):
+    name = secrets.token_hex(4)
+    engines = []
+
+    async def connect():
+        engines.append(await JetstreamEngine.connect(server.url, name=name, first=SMALL))
+        return engines[-1]
+
+    yield connect
+    for engine in engines:
+        await engine.close()
+
+
+async def until(there):
+    """Wait until something is there; what is asked may have to be awaited."""
+    async with asyncio.timeout(40):
+        while True:
+            found = there()
+            if await found if asyncio.iscoroutine(found) else found:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_fresh_node_finds_the_heads_of_a_purged_space(connect):
+    chain = Chain(new_space())
+    first = await connect()
+    seqs = await first.log.append(chain.space, chain.take(5), NOW_MS)
+    before = await first.log.state(chain.space)
+    await first.log.purge(chain.space)
+
+    second = await connect()
+    state = await second.log.state(chain.space)
+
+    assert (state.start, state.head, state.log_bytes) == (seqs[-1] + 1, seqs[-1], 0)
+    assert dict(state.heads) == dict(before.heads)
+    (following,) = await second.log.append(chain.space, [chain.next()], NOW_MS)
+    assert following > seqs[-1]
+
+
+async def test_heads_are_stored_from_time_to_time(connect, monkeypatch):
+    """A fresh node needs nothing that lies before them."""
+    monkeypatch.setattr("twinlock.engines.jetstream_live.CHECKPOINT_ENTRIES", 100)
+    chain = Chain(new_space())
+    first = await connect()
+    for _ in range(6):
+        await first.log.append(chain.space, chain.take(50), NOW_MS)
+    state = await first.log.state(chain.space)
+    await until(lambda: first.directory.get(f"heads/{chain.space.hex()}"))
+    names, number = Names(first.name), state.head // PLACES
+    request = {"filter": names.log_subject(chain.space), "seq": number}
+    await first.api.call(f"STREAM.PURGE.{names.log_stream(0)}", request)
+
+    second = await connect()
+
+    assert await second.log.state(chain.space) == state
+
+
+async def test_state_and_bytes_stay_exact_through_cuts_by_two_nodes(connect):
+    here, there = await connect(), await connect()
+    chain = Chain(new_space())
+    envelopes = chain.take(9)
+    seqs = []
+    for first in range(0, 9, 3):
+        seqs += await here.log.append(chain.space, envelopes[first : first + 3], NOW_MS)
+    for upto in (1, 4, 7):
+        by, other = (here, there) if upto == 4 else (there, here)
+        state = await by.log.cut(chain.space, seqs[upto], NOW_MS + upto)
+        assert state == await other.log.state(chain.space)
+        assert state.log_bytes == sum(len(envelope.data) for envelope in envelopes[upto + 1 :])
+    assert await here.log.clean(NOW_MS + 5) == 5
+    assert (await there.log.uncut(chain.space, Seq(0))).start == seqs[4] + 1
+    assert [entry.seq for entry in await here.log.read(chain.space, Seq(0), 1 << 20)] == seqs[5:]
+
+
+async def test_a_lost_live_message_is_found_by_looking(connect):
+    """Nothing follows it, so no chain is broken."""
+    here, there = await connect(), await connect()
+    chain = Chain(new_space())
+    told = []
+    there.log.follow(chain.space, Seq(0), told.append)
+    await there.log.state(chain.space)
+    tail = there.log._live.tails[chain.space]
+    tail.stop_live()
+    tail.stop_live = int
+
+    seqs = await here.log.append(chain.space, chain.take(2), NOW_MS)
+
+    await until(lambda: told)
+    assert [entry.seq for foreign in told for entry in foreign.entries] == seqs
+
+
+async def test_a_lost_connection_is_made_again_and_nothing_is_missed(connect):
+    here, there = await connect(), await connect()
+    chain = Chain(new_space())
+    told, gaps = [], []
+    there.log.follow(chain.space, Seq(0), told.append)
+    there.broker.on_gap(lambda: gaps.append(1))
+    await here.log.append(chain.space, chain.take(1), NOW_MS)
+
+    there.connection._link.fail("a test")
+    for _ in range(5):
+        await here.log.append(chain.space, chain.take(1), NOW_MS)
+    await there.log.append(chain.space, Chain(chain.space).take(1), NOW_MS)
+
+    await until(lambda: sum(len(foreign.entries) for foreign in told) == 6)
+    assert gaps == [1]
+    assert await there.directory.list("a/") == {}
+
+
+async def test_a_note_and_a_fence_show_to_no_reader(connect):
+    engine = await connect()
+    chain = Chain(new_space())
+    await engine.log.fence(chain.space)
+    seqs = await engine.log.append(chain.space, chain.take(2), NOW_MS)
+    await engine.log.cut(chain.space, seqs[0], NOW_MS)
+    state = await engine.log.fence(chain.space)
+
+    assert (state.start, state.head) == (seqs[0] + 1, seqs[1])
+    assert [entry.seq for entry in await engine.log.read(chain.space, Seq(0), 1 << 20)] == seqs[1:]
+
+
+async def test_an_append_above_the_limit_is_refused(connect):
+    engine = await connect()
+    chain = Chain(new_space())
+    with pytest.raises(LimitExceededError):
+        await engine.log.append(chain.space, [chain.next(bytes(900_000)) for _ in range(5)], NOW_MS)
+    chain = Chain(chain.space)
+    assert await engine.log.append(chain.space, [chain.next(bytes((1 << 20) - 512)) for _ in range(4)], NOW_MS)
+
+
+async def test_of_two_nodes_that_start_at_once_one_makes_the_cluster(server):
+    name = secrets.token_hex(4)
+    engines = await asyncio.gather(*(JetstreamEngine.connect(server.url, name=name, first=SMALL) for _ in range(4)))
+    assert len({engine.log.incarnation for engine in engines}) == 1
+    await engines[0].directory.put("k/1", b"", expect_revision=0)
+    with pytest.raises(RevisionError):
+        await engines[1].directory.put("k/1", b"", expect_revision=0)
+    for engine in engines:
+        await engine.close()
+
+
+@pytest.mark.parametrize("url", ["nats://", "http://a", "nats://127.0.0.1:1", "nats://[", "sqlite:x"])
+async def test_an_address_that_leads_nowhere_is_told(url):
+    with pytest.raises(StoreError):
+        await JetstreamEngine.connect(url)
+
+
+async def test_addresses_are_read():
+    options = NatsOptions.from_url("tls://u:p@a:1,b,c:3")
+    assert [(each.host, each.port) for each in options.addresses] == [("a", 1), ("b", 4222), ("c", 3)]
+    assert (options.is_tls, options.user, options.password) == (True, "u", "p")
+
+
+@pytest.mark.slow
+async def test_what_is_given_up_is_told_and_may_be_asked_for_again(tmp_path):
+    """The cluster is away for longer than an append is tried for."""
+    with NatsCluster(tmp_path, nodes=1) as cluster:
+        engine = await JetstreamEngine.connect(cluster.url, first=SMALL)
+        chain = Chain(new_space())
+        await engine.log.append(chain.space, chain.take(1), NOW_MS)
+        envelopes = chain.take(2)
+        outcomes = []
+        cluster.pause(0)
+        engine.log.append_many([Append(chain.space, envelopes)], NOW_MS, outcomes.extend)
+        started = time.monotonic()
+        await until(lambda: outcomes)
+        waited = time.monotonic() - started
+        cluster.resume(0)
+
+        assert isinstance(outcomes[0][1], StoreError)
+        assert outcomes[0][1].retry_after_ms > 0
+        assert 15 < waited < 30
+        seqs = await engine.log.append(chain.space, envelopes, NOW_MS)
+        entries = await engine.log.read(chain.space, Seq(0), 1 << 20)
+        assert [entry.envelope for entry in entries[1:]] == [envelope.data for envelope in envelopes]
+        assert [entry.seq for entry in entries[1:]] == seqs
+        await engine.close()
