@@ -12,11 +12,12 @@ from tests.faults.herd import Herd
 from tests.faults.load import Load
 from twinlock.testing.processes import ServerProcess
 
-SMALL_COUNT, LARGE_COUNT = 300, 10_000
+SMALL_COUNT, LARGE_COUNT = 200, 10_000
 HERD_DEVICES = 20
 DRAIN_S_MAX = 90.0
 BYTES_PER_CLIENT_MAX = 64 << 10
 BURST_FACTOR = 20
+ALLOWED_PER_S = 400
 BURST_BYTES_MAX = 512 << 20
 """What a server may take more at the peak of a burst: all that may wait for the disk, and what that costs in Python."""
 
@@ -67,17 +68,17 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def one_server(folder):
+async def one_server(folder, **settings):
     with contextlib.ExitStack() as stack:
-        server = ServerProcess(folder / "server")
+        server = ServerProcess(folder / "server", **settings)
         stack.callback(server.kill)
         await asyncio.to_thread(server.start)
         yield Site([server])
 
 
 @contextlib.asynccontextmanager
-async def two_nodes(folder):
-    async with Cluster(folder) as cluster:
+async def two_nodes(folder, **settings):
+    async with Cluster(folder, **settings) as cluster:
         yield Site(cluster.nodes)
 
 
@@ -88,36 +89,36 @@ def median_s(latencies, since_s):
     return values[len(values) // 2]
 
 
-async def measure(load):
+async def measure(load, seconds=MEASURE_S):
     """Let the load go on alone for a while; return its median time to an ack."""
     since_s = time.monotonic()
-    await load.rest(MEASURE_S)
+    await load.rest(seconds)
     return median_s([pair for writer in load.writers for pair in writer.ack_latency_s], since_s)
 
 
-async def recovered(load, before_s, seconds_max):
+async def recovered(load, before_s, seconds_max, seconds=MEASURE_S):
     """Wait until the latency is what it was, by itself; return how long that took."""
     began_s = time.monotonic()
-    while (now_s := await measure(load)) > 3 * before_s + SLACK_S:
+    while (now_s := await measure(load, seconds)) > 3 * before_s + SLACK_S:
         assert time.monotonic() < began_s + seconds_max, f"{now_s:.3f} s to an ack, {before_s:.3f} s before"
     return time.monotonic() - began_s
 
 
-async def storm(site, recorder, chance, count):
+async def storm(site, recorder, chance, count, measure_s=MEASURE_S):
     """Attach a herd, end a process under it, and see all of it come back while a load goes on."""
     load = Load(site.ports, recorder, chance)
     await load.prepare(spaces=1, writers=2)
     identities = await load.identities(HERD_DEVICES)
     async with load:
         await load.acknowledges(30)
-        before_s = await measure(load)
+        before_s = await measure(load, measure_s)
         async with Peak(site.processes) as peak, Herd(site.ports, identities, load.spaces, count) as herd:
             await herd.all_attached(DRAIN_S_MAX)
             herd.cursors = {space: load.readers[0].cursor for space in load.spaces}
             recorder.fault(f"SIGKILL under {count} clients", "server")
             await site.strike()
             taken_s = await herd.all_attached(DRAIN_S_MAX)
-            settled_s = await recovered(load, before_s, 30)
+            settled_s = await recovered(load, before_s, 30, measure_s)
             print(f"{count} clients back after {taken_s:.1f} s; {dict(herd.told)} {dict(herd.ends)}")
             print(f"latency {before_s * 1000:.1f} ms, recovered after {settled_s:.1f} s; {peak.growth >> 20} MiB more")
         wrong = await load.finish()
@@ -126,18 +127,23 @@ async def storm(site, recorder, chance, count):
     assert peak.growth < max(count, 1000) * BYTES_PER_CLIENT_MAX
 
 
-async def burst(site, recorder, chance, *, writers, sustained_s=MEASURE_S):
-    """Measure what is sustained, then have twenty times as much written at once."""
+async def sustained(load):
+    """Return how many changes a second are acknowledged while every writer has some on the way."""
+    acked = load.acked_count
+    await load.rest(MEASURE_S)
+    return (load.acked_count - acked) / MEASURE_S
+
+
+async def burst(site, recorder, chance, *, writers, allowed_per_s=0):
+    """Have twenty times as much written at once as is allowed in a second, or else as was seen to be sustained."""
     load = Load(site.ports, recorder, chance)
     await load.prepare(spaces=2, writers=writers, pace_s=0.0)
     for writer in load.writers:
         writer.window = 8
     async with load:
         await load.acknowledges(30)
-        acked = load.acked_count
-        await load.rest(sustained_s)
-        rate = (load.acked_count - acked) / sustained_s
-        load.set_pace(0.05)
+        rate = allowed_per_s or await sustained(load)
+        load.set_pace(0.2)
         before_s = await measure(load)
         await load.stand_still()
         each = int(rate * BURST_FACTOR / len(load.writers))
@@ -159,12 +165,13 @@ async def burst(site, recorder, chance, *, writers, sustained_s=MEASURE_S):
         wrong = await load.finish()
     assert not wrong, wrong
     assert load.refusals_without_time() == []
+    assert bool(load.codes().get("quota_exceeded")) == bool(allowed_per_s)
     assert peak.growth < BURST_BYTES_MAX
 
 
 async def test_some_hundred_clients_come_back_at_once(tmp_path, recorder, chance):
     async with one_server(tmp_path) as site:
-        await storm(site, recorder, chance, SMALL_COUNT)
+        await storm(site, recorder, chance, SMALL_COUNT, 0.3)
 
 
 @pytest.mark.slow
@@ -193,3 +200,17 @@ async def test_a_burst_of_twenty_times_the_load_drains(tmp_path, recorder, chanc
 async def test_a_burst_of_twenty_times_the_load_drains_in_a_cluster(tmp_path, recorder, chance):
     async with two_nodes(tmp_path) as site:
         await burst(site, recorder, chance, writers=8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_burst_over_the_rate_that_is_allowed_is_refused_with_a_time_and_drains(tmp_path, recorder, chance):
+    async with one_server(tmp_path, account_changes_per_s=ALLOWED_PER_S) as site:
+        await burst(site, recorder, chance, writers=4, allowed_per_s=ALLOWED_PER_S)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_burst_over_the_rate_is_refused_by_a_cluster_as_a_whole(tmp_path, recorder, chance):
+    async with two_nodes(tmp_path, account_changes_per_s=ALLOWED_PER_S) as site:
+        await burst(site, recorder, chance, writers=4, allowed_per_s=ALLOWED_PER_S)
