@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,22 +28,44 @@ def figure(value: float, target: float | None = None, better: str = "higher") ->
     return Figure("writers", "changes", value, "/s", better, target)
 
 
-@pytest.mark.e2e
-def test_a_smoke_run_measures_and_keeps_what_it_found():
-    # One of each kind; the others differ in their numbers only.
-    chosen = ["ack", "fanout", "connections", "latency", "documents", "sealing", "leases", "members"]
-    assert set(chosen) <= set(SCENARIOS)
+def smoke_run(chosen: list[str]) -> dict[str, Any]:
+    """Measure some scenarios and return the report, which is not kept."""
     command = [sys.executable, "-m", "bench", "--quick", *chosen]
     measured = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
 
     assert measured.returncode == 0, measured.stdout + measured.stderr
     kept = next(line for line in measured.stdout.splitlines() if line.startswith("kept in ")).removeprefix("kept in ")
     report = json.loads((ROOT / kept).read_text(encoding="utf-8"))
-    assert report["quick"] is True
-    assert report["left_out"] == {}
-    assert {each["scenario"] for each in report["figures"]} == set(chosen)
     (ROOT / kept).unlink()
     (ROOT / kept).with_suffix(".png").unlink(missing_ok=True)
+    assert report["quick"] is True
+    assert report["left_out"] == {}
+    return report
+
+
+@pytest.mark.e2e
+def test_a_smoke_run_measures_and_keeps_what_it_found():
+    # One of each kind; the others differ in their numbers only.
+    chosen = ["ack", "fanout", "connections", "latency", "documents", "sealing", "leases", "members"]
+    assert set(chosen) <= set(SCENARIOS)
+
+    report = smoke_run(chosen)
+
+    assert {each["scenario"] for each in report["figures"]} == set(chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_a_cluster_and_files_are_measured_beside_their_peers():
+    figures = smoke_run(["cluster", "files", "pocketbase-files"])["figures"]
+
+    by_scenario: dict[str, set[str]] = {}
+    for each in figures:
+        by_scenario.setdefault(each["scenario"], set()).add(each["system"])
+    assert by_scenario["cluster"] == {"twinlock"}
+    assert by_scenario["cluster-cost-1"] == by_scenario["cluster-cost-16"] == {"twinlock", "NATS raw"}
+    assert by_scenario["upload"] == by_scenario["download"] == {"twinlock", "cp", "PocketBase"}
+    assert {each["growth"] for each in figures if "sync nodes" in each["name"]} == {1, 2}
 
 
 def test_the_median_of_runs_is_kept_with_the_runs():
