@@ -17,6 +17,7 @@ from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.invites import InviteTerms, invite_entry
 from twinlock.sealing.space_entries import member_entry
 from twinlock.server.accounts import check_entries, page_of
+from twinlock.server.blob_places import check_sealed_bytes, part_bytes, parts_count
 from twinlock.server.keyrings import check_rows
 
 ON_BOTH_SIDES = {
@@ -71,6 +72,8 @@ ON_BOTH_SIDES = {
     "BLOB_CHUNK_TAG_BYTES": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
     "BLOB_PART_CHUNKS": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
     "BLOB_PART_BYTES": "tests/unit/test_sealing_blobs.py::test_a_length_at_a_border_comes_back",
+    "BLOB_PAGE_COUNT_MAX": "tests/integration/test_server_blobs.py::test_pages_of_blobs_tell_what_they_take",
+    "HTTP_TOKEN_TTL_MS": "tests/unit/test_server_bearer.py::test_a_token_holds_for_its_time_and_not_longer",
     "BLOB_BYTES_MAX": "tests/unit/test_sealing_blobs.py::test_a_file_has_at_most_1_tib_sealed",
     "SPACE_TITLE_BYTES_MAX": "tests/unit/test_sealing_keys.py::test_a_title_over_its_limit_is_refused",
 }
@@ -176,3 +179,21 @@ def test_a_collection_has_a_name_of_256_bytes_and_no_more():
     assert check_collection("ü" * 128)
     with pytest.raises(InvalidDataError):
         check_collection("ü" * 128 + "x")
+
+
+def test_a_part_of_a_blob_is_full_chunks_but_for_the_last():
+    full = limits.BLOB_PART_BYTES
+
+    assert full == limits.BLOB_PART_CHUNKS * (limits.BLOB_CHUNK_BYTES + limits.BLOB_CHUNK_TAG_BYTES)
+    assert [parts_count(sealed_bytes) for sealed_bytes in (17, full, full + 17)] == [1, 1, 2]
+    assert [part_bytes(full + 17, part) for part in (0, 1)] == [full, 17]
+
+
+def test_a_chunk_of_a_blob_holds_more_than_its_tag():
+    chunk = limits.BLOB_CHUNK_BYTES + limits.BLOB_CHUNK_TAG_BYTES
+
+    for sealed_bytes in (limits.BLOB_CHUNK_TAG_BYTES + 1, chunk, chunk + limits.BLOB_CHUNK_TAG_BYTES + 1):
+        check_sealed_bytes(sealed_bytes)
+    for sealed_bytes in (0, limits.BLOB_CHUNK_TAG_BYTES, chunk + 1, chunk + limits.BLOB_CHUNK_TAG_BYTES):
+        with pytest.raises(InvalidCallError):
+            check_sealed_bytes(sealed_bytes)
