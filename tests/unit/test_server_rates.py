@@ -35,6 +35,24 @@ def test_a_clock_that_goes_back_grants_nothing():
     assert bucket.take(1, 0) > 0
 
 
+def test_a_clock_that_was_set_back_a_day_stops_nobody_for_a_day():
+    day_ms = 86_400_000
+    bucket = TokenBucket(rate_per_s=1, burst=1, now_ms=day_ms)
+    bucket.take(1, day_ms)
+
+    assert 0 < bucket.take(1, 0) <= 1_001
+    assert bucket.take(1, 1_001) == 0
+
+
+def test_appointments_follow_a_clock_that_was_set_back():
+    day_ms = 86_400_000
+    admission = Admission(Settings(hellos_per_s=10, hellos_burst=10), now_ms=day_ms)
+    while not admission.hello(day_ms, has_ticket=False):
+        pass
+
+    assert 0 < admission.hello(0, has_ticket=False) <= 1_000
+
+
 def test_a_storm_is_turned_away_with_appointments_one_after_the_other():
     admission = Admission(Settings(hellos_per_s=100, hellos_burst=100), now_ms=0)
 

@@ -45,12 +45,13 @@ class Tickets:
 class _Gate:
     """A bucket that gives those whom it turns away appointments one after the other."""
 
-    __slots__ = ("_bucket", "_burst", "_next_ms", "_per_ms", "_rate_per_s", "_reserve")
+    __slots__ = ("_bucket", "_burst", "_next_ms", "_per_ms", "_rate_per_s", "_reserve", "_seen_ms")
 
     def __init__(self, rate_per_s: int, burst: int, now_ms: int) -> None:
         self._rate_per_s = rate_per_s
         self._burst = burst
         self._next_ms = 0.0
+        self._seen_ms = now_ms
         self.share(1, now_ms)
 
     def share(self, count: int, now_ms: int) -> None:
@@ -61,6 +62,10 @@ class _Gate:
         self._per_ms = 1000 / rate_per_s if rate_per_s else 0.0
 
     def take(self, now_ms: int, preferred: bool) -> int:
+        if now_ms < self._seen_ms:
+            # The clock was set back: nobody is to wait until it is again as late as it was.
+            self._next_ms -= self._seen_ms - now_ms
+        self._seen_ms = now_ms
         if not self._bucket.take(1, now_ms, 0.0 if preferred else self._reserve):
             return 0
         self._next_ms = max(self._next_ms, float(now_ms + RETRY_AFTER_MS_MIN)) + self._per_ms

@@ -57,10 +57,10 @@ class TokenBucket:
             self._tokens = max(self._tokens - amount, -self._burst)
 
     def _earn(self, now_ms: int) -> None:
-        if now_ms > self._updated_ms:
-            earned = (now_ms - self._updated_ms) * self._rate_per_ms
-            self._tokens = min(self._burst, self._tokens + earned)
-            self._updated_ms = now_ms
+        # A clock that was set back grants nothing by that; from there on the rate holds as before.
+        earned = max(now_ms - self._updated_ms, 0) * self._rate_per_ms
+        self._tokens = min(self._burst, self._tokens + earned)
+        self._updated_ms = now_ms
 
 
 class SharedBucket(TokenBucket):
