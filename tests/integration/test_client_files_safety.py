@@ -1,6 +1,9 @@
 """What a server, a stranger and a careless device cannot do to files, and which files are cleaned away."""
 
 import asyncio
+import contextlib
+import shutil
+import sqlite3
 
 import pytest
 
@@ -32,6 +35,7 @@ from twinlock.errors import (
     SpaceFullError,
 )
 from twinlock.protocol.limits import BLOB_PART_BYTES
+from twinlock.replica import keyring
 
 HOUR_MS = 3_600_000
 world = files_world
@@ -182,7 +186,8 @@ async def test_a_locked_space_takes_and_gives_no_file_but_still_sends(world):
     await sent(db, file)
 
 
-async def test_a_file_put_before_a_rotation_is_sent_and_read_after_it(world):
+async def test_a_file_put_before_a_rotation_is_sent_and_read_after_it(world, monkeypatch):
+    monkeypatch.setattr(keyring, "LEASE_EPOCHS_MAX", 2)
     ann = await world.unlocked("a")
     await world.stop()
     file = await files_of(ann).put(SECRET)
@@ -190,7 +195,8 @@ async def test_a_file_put_before_a_rotation_is_sent_and_read_after_it(world):
     await world.restart()
     wire = Wire(sent_max=0)
     ann = await world.unlocked("a", dial_streams=wire.dial)
-    await ann.space("home").rotate()
+    for _ in range(3):
+        await ann.space("home").rotate()
     wire.sent_max = None
 
     await sent(ann, file)
@@ -203,7 +209,7 @@ async def test_a_file_put_before_a_rotation_is_sent_and_read_after_it(world):
     epochs = {
         files_of(phone)._service.manifest(phone.space("home")._runtime, each.id)[0].epoch for each in (file, later)
     }
-    assert len(epochs) == 2
+    assert epochs == {1, 4}
 
 
 async def test_a_full_space_holds_the_file_back_and_takes_it_when_there_is_room(world):
@@ -396,3 +402,24 @@ async def test_an_upload_that_was_given_up_is_cleared_from_the_server_after_a_we
     await sent(ann, file)
     await seen(phone, file)
     assert await files_of(phone).get(file) == bytes(20 * MIB)
+
+
+async def test_a_restored_server_gets_back_what_a_device_still_has(world):
+    ann, phone = await world.device("a"), await world.device("b", file_cache_bytes=0)
+    content = content_of(9 * MIB)
+    file = await put_by(ann, phone, content)
+    await phone.close()
+    transfer, space = ann._files.transfer, ann.space("home")._handle.id
+    await world.stop()
+    with contextlib.closing(sqlite3.connect(world.folder / "server" / "twinlock.db")) as database, database:
+        database.execute("DELETE FROM records WHERE key LIKE 'blob%'")
+    shutil.rmtree(world.blobs)
+    await world.restart()
+    await until(lambda: ann.is_connected, 40)
+    assert [info async for info in transfer.list(space)] == []
+
+    await clean(ann)
+    await sent(ann, file)
+
+    phone = await world.device("b", file_cache_bytes=0)
+    assert await files_of(phone).get(file) == content

@@ -66,6 +66,20 @@ class FileCache:
             draft.unlink(missing_ok=True)
         self.trim()
 
+    def take(self, space: SpaceId, blob: BlobId, sealed_bytes: int, target: Path) -> bool:
+        """Put all chunks of a blob into a file, if every part of it is here; return whether it is."""
+        firsts = range(0, sealed_bytes, BLOB_PART_BYTES)
+        with target.open("wb") as file:
+            for first in firsts:
+                part = self.read(space, blob, first, min(BLOB_PART_BYTES, sealed_bytes - first))
+                if part is None:
+                    target.unlink()
+                    return False
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        return True
+
     def forget(self, space: SpaceId, blob: BlobId) -> None:
         """Drop what is kept of a blob."""
         for path in self._folder(space).glob(f"{blob.hex()}*"):

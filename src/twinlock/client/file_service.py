@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -17,10 +18,14 @@ from twinlock.client.profile import SPACES_FOLDER_NAME
 from twinlock.client.space_runtime import SpaceRuntime
 from twinlock.client.status import call_safely
 from twinlock.document.file_ref import FILES_COLLECTION
-from twinlock.errors import NotFoundError
-from twinlock.ids import BlobId, SpaceId
+from twinlock.errors import LeaseExpiredError, NotFoundError
+from twinlock.ids import BlobId, Epoch, SpaceId
+from twinlock.sealing.space_keys import EpochKeys
 
 logger = logging.getLogger(__name__)
+
+LEASE_WAIT_MS = 10_000
+LEASE_LOOK_S = 0.02
 
 FileListener = Callable[[FileInfo], object]
 
@@ -85,6 +90,22 @@ class FileService:
         if manifest is None:
             raise NotFoundError(f"file {id}: it was deleted, or is not complete yet")
         return manifest, False
+
+    async def keys(self, runtime: SpaceRuntime, epoch: Epoch) -> EpochKeys:
+        """Return the keys of an epoch, leased now if it is one of long ago.
+
+        Raises:
+            LeaseExpiredError: they are not to be had.
+        """
+        if runtime.keyring.keys(epoch) is None:
+            runtime.keyring.want(epoch)
+        end_ms = self.now_ms() + LEASE_WAIT_MS
+        while (keys := runtime.keyring.keys(epoch)) is None:
+            if self.now_ms() >= end_ms or not self.transfer.is_connected or runtime.end is not None:
+                raise LeaseExpiredError(f"epoch {epoch}")
+            self.courier.tend()
+            await asyncio.sleep(LEASE_LOOK_S)
+        return keys
 
     # Who is told
 

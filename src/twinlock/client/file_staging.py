@@ -123,7 +123,7 @@ class Staging:
         """
         blob = BlobId(self._entropy(16))
         try:
-            make_private_folder(self._folder)
+            self.make_folder()
             return Draft(self.path(blob), blob, keys)
         except OSError as exc:
             raise StoreError(f"a file could not be staged: {exc.strerror}") from exc
@@ -142,6 +142,10 @@ class Staging:
         except OSError as exc:
             raise StoreError(f"a file could not be staged: {exc.strerror}") from exc
         self._blobs[manifest.blob] = note
+
+    def make_folder(self) -> None:
+        """Make the folder if it is not there."""
+        make_private_folder(self._folder)
 
     # Reading
 

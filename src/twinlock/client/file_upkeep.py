@@ -1,5 +1,7 @@
 """What becomes of files that nobody needs: attached ones that no document names, blobs that no file names.
 
+And of those that a restored server has lost: who has all their chunks sends them again.
+
 The rule is careful. Nothing is deleted by a device that is behind, that met something it does not understand or could
 not open, or whose own writes wait; nothing that was put by itself; nothing that this very device has not found unused
 all through the time allowed, however long ago it was put.
@@ -9,14 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
 import msgspec
 
-from twinlock.client.file_manifests import read_manifest
+from twinlock.client.file_manifests import Manifest, read_manifest
 from twinlock.client.file_service import FileService
 from twinlock.client.file_uploads import Commit
 from twinlock.client.sender_space import may_write_changes
@@ -25,6 +29,7 @@ from twinlock.document.file_ref import FILES_COLLECTION
 from twinlock.document.query import Query
 from twinlock.errors import NotFoundError
 from twinlock.ids import BlobId, SpaceId
+from twinlock.protocol.blob_calls import BlobInfo
 from twinlock.replica.batch import DeleteDocument
 from twinlock.replica.file_use import FileUse
 from twinlock.sealing.suite import Entropy
@@ -48,7 +53,7 @@ class FileUpkeep:
         unused_days: how long an attached file may be unnamed; 0 keeps them all.
     """
 
-    __slots__ = ("_commit", "_due_ms", "_entropy", "_service", "_unused_ms")
+    __slots__ = ("_commit", "_due_ms", "_entropy", "_incarnation", "_service", "_unused_ms")
 
     def __init__(self, service: FileService, commit: Commit, unused_days: float, entropy: Entropy) -> None:
         self._service = service
@@ -56,9 +61,14 @@ class FileUpkeep:
         self._unused_ms = int(unused_days * DAY_MS)
         self._entropy = entropy
         self._due_ms: dict[SpaceId, int] = {}
+        self._incarnation = service.courier.incarnation
 
     def tend(self, now_ms: int) -> None:
         """Look at the clock."""
+        if self._service.courier.incarnation != self._incarnation:
+            # The server is a restored one, or it is the first that this run has met: it is looked at anew soon.
+            self._incarnation = self._service.courier.incarnation
+            self._due_ms.clear()
         for space, runtime in self._service.courier.runtimes.items():
             due_ms = self._due_ms.setdefault(space, now_ms + self._share_of(FIRST_DELAY_MS))
             if now_ms >= due_ms and is_whole(runtime):
@@ -73,7 +83,9 @@ class FileUpkeep:
         if is_whole(runtime):
             await self._clean_unused(runtime)
         if is_whole(runtime):
-            await self._clean_orphans(runtime)
+            blobs = [info async for info in self._service.transfer.list(runtime.space)]
+            await self._clean_orphans(runtime, blobs)
+            await self._heal(runtime, blobs)
 
     async def _clean_unused(self, runtime: SpaceRuntime) -> None:
         now_ms = self._service.now_ms()
@@ -99,19 +111,40 @@ class FileUpkeep:
             for id in over:
                 await self._delete(runtime, BlobId(bytes.fromhex(id)))
 
-    async def _clean_orphans(self, runtime: SpaceRuntime) -> None:
+    async def _clean_orphans(self, runtime: SpaceRuntime, blobs: Sequence[BlobInfo]) -> None:
         """Delete blobs without a manifest: uploads that were given up, and what a deletion left behind."""
-        now_ms = self._service.now_ms()
-        old = [
-            info.blob
-            async for info in self._service.transfer.list(runtime.space)
-            if not info.deleted_ms and info.begun_ms < now_ms - ORPHAN_MS
-        ]
-        for blob in old:
+        oldest_ms = self._service.now_ms() - ORPHAN_MS
+        for blob in [info.blob for info in blobs if not info.deleted_ms and info.begun_ms < oldest_ms]:
             # Everything is looked at again: manifests may have come while the list did.
             is_staged = runtime.staging.note(blob) is not None
             if is_whole(runtime) and not is_staged and blob.hex() not in self._manifests(runtime):
                 await self._delete(runtime, blob)
+
+    async def _heal(self, runtime: SpaceRuntime, blobs: Sequence[BlobInfo]) -> None:
+        """Send again what a server that was restored to an older state has lost, if all of it is kept here."""
+        there = {info.blob for info in blobs}
+        for id, value in self._manifests(runtime).items() if is_whole(runtime) else ():
+            manifest = read_manifest(id, value)
+            if manifest is None or manifest.blob in there or runtime.staging.note(manifest.blob) is not None:
+                continue
+            keys = runtime.keyring.keys(manifest.number)
+            if keys is not None and await asyncio.to_thread(self._was_taken_back, runtime, manifest):
+                logger.warning("the server lost a file, it is sent again", extra={"space": runtime.space.hex()})
+                runtime.staging.add(manifest, keys)
+                self._service.uploads.wake()
+
+    def _was_taken_back(self, runtime: SpaceRuntime, manifest: Manifest) -> bool:
+        runtime.staging.make_folder()
+        path, sealed_bytes = runtime.staging.path(manifest.blob), manifest.layout.sealed_bytes
+        if not self._service.cache.take(runtime.space, manifest.blob, sealed_bytes, path):
+            return False
+        with path.open("rb") as file:
+            # What the cache has is not trusted: under this id only the true bytes may be sent.
+            if hmac.compare_digest(hashlib.file_digest(file, "sha256").digest(), manifest.sha256):
+                return True
+        path.unlink()
+        self._service.cache.forget(runtime.space, manifest.blob)
+        return False
 
     async def _delete(self, runtime: SpaceRuntime, blob: BlobId) -> None:
         with contextlib.suppress(NotFoundError):

@@ -203,7 +203,7 @@ class Files:
         """
         if first < 0 or (size is not None and size < 0):
             raise InvalidDataError("a range begins at 0 or later, and has a length of 0 or more")
-        source, opener = self._source(_id_of(file))
+        source, opener = await self._source(_id_of(file))
         manifest, wanted = source.manifest, size if size is not None else source.manifest.size
         if first == 0 and wanted >= manifest.size:
             async for content in self._whole(source, BlobReader(opener)):
@@ -228,7 +228,7 @@ class Files:
             FileDamagedError, NotFoundError, OfflineError: as `get`.
             StoreError: the disk refused.
         """
-        source, opener = self._source(_id_of(file))
+        source, opener = await self._source(_id_of(file))
         target = Path(path)
         partial = target.with_name(f"{target.name}.{source.blob.hex()[:8]}{PARTIAL_SUFFIX}")
         try:
@@ -261,12 +261,10 @@ class Files:
         except OpenError as exc:
             raise FileDamagedError("its SHA-256 is not that of its manifest") from exc
 
-    def _source(self, id: str) -> tuple[FileSource, BlobOpener]:
+    async def _source(self, id: str) -> tuple[FileSource, BlobOpener]:
         runtime = self._readable
         manifest, is_staged = self._service.manifest(runtime, id)
-        keys = runtime.keyring.keys(manifest.number)
-        if keys is None:
-            raise LeaseExpiredError(f"epoch {manifest.epoch}")
+        keys = await self._service.keys(runtime, manifest.number)
         staged = runtime.staging.path(manifest.blob) if is_staged else None
         return FileSource(runtime.space, manifest, staged), BlobOpener(keys, manifest.blob, manifest.size)
 

@@ -37,6 +37,9 @@ from twinlock.sealing.suite import MemberKey, ServiceKey
 LEASE_RENEWAL_MS = 30 * 60_000
 """A lease is renewed at the latest this long after it was given, while online."""
 
+EARLIER_EPOCHS_MAX = 16
+"""Epochs beyond the newest ones that are leased because somebody reads what lies under them."""
+
 CLOCK_BACK_MS_MAX = 60_000
 """How far the clock may fall behind the newest time seen before leases count as ended."""
 
@@ -100,6 +103,7 @@ class Keyring:
         "_accounts",
         "_asked",
         "_device_keys",
+        "_earlier",
         "_leases",
         "_log",
         "_member_keys",
@@ -128,6 +132,7 @@ class Keyring:
         self._opened: dict[Epoch, EpochKeys] = {}
         self._newest_ms = 0
         self._asked = (0, 0)
+        self._earlier: list[Epoch] = []
         self._renewal_ms = renewal_ms
 
     # Logs
@@ -227,8 +232,14 @@ class Keyring:
 
     def wanted_epochs(self, now_ms: int) -> list[Epoch]:
         """Return the epochs to lease now, newest first: never leased, ended, or given some time ago."""
-        newest = sorted(self._log.epochs, reverse=True)[:LEASE_EPOCHS_MAX]
-        return [epoch for epoch in newest if self._is_wanted(epoch, now_ms)]
+        newest = sorted(self._log.epochs, reverse=True)[: LEASE_EPOCHS_MAX - len(self._earlier)]
+        due = [*newest, *(epoch for epoch in self._earlier if epoch not in newest)]
+        return [epoch for epoch in due if self._is_wanted(epoch, now_ms)]
+
+    def want(self, epoch: Epoch) -> None:
+        """Lease an epoch of long ago too, under which a file lies; the last few that were wanted are kept leased."""
+        if epoch in self._log.epochs and epoch not in self._earlier:
+            self._earlier = [*self._earlier, epoch][-EARLIER_EPOCHS_MAX:]
 
     def _is_wanted(self, epoch: Epoch, now_ms: int) -> bool:
         held = self._leases.get(epoch)
