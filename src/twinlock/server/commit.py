@@ -275,6 +275,8 @@ class Committer:
                 space.log_bytes = state.log_bytes
             self.hub.restart(space, state.head)
         told = error if isinstance(error, StoreError | OverloadedError) else StoreError("the log moved on; push again")
+        if space.sequencer.is_fenced:
+            told = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
         for push in pushes + came:
             self._leave(push)
             push.peer.settle(push.pushed_bytes)
