@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,8 @@ from twinlock.ids import Seq, SpaceId
 
 PLACES_PAGE = 256
 STATES_AT_ONCE = 32
+SPACES_AT_ONCE = 32
+"""Spaces that are copied at the same time: what a cluster stores waits for its disks, not for one another."""
 
 
 class Place(NamedTuple):
@@ -52,3 +54,10 @@ class Holdings(msgspec.Struct, frozen=True):
             states = await asyncio.gather(*(self.log.state(space) for space in group))
             found += [(space, state.start, state.head) for space, state in zip(group, states, strict=True)]
         return found
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do some things at the same time; raise the first error once all of them have ended, so that none goes on."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome

@@ -17,7 +17,7 @@ import msgspec
 
 from twinlock.backup.carried import BIRTHS, birth_key, is_carried, with_birth
 from twinlock.backup.format import CHUNK_BYTES, digest_of
-from twinlock.backup.holdings import Holdings, Place
+from twinlock.backup.holdings import SPACES_AT_ONCE, Holdings, Place, all_of
 from twinlock.backup.log_tables import pages_upto
 from twinlock.backup.restoring import AT_ONCE, check_empty
 from twinlock.backup.spool import Spool
@@ -108,8 +108,14 @@ class Move:
         """
         self._rounds += 1
         self._round = Round()
+        group: list[Place] = []
         async for place in self._source.all_places():
-            await self._copy_space(place)
+            if not self._is_copied(place):
+                group.append(place)
+            if len(group) == SPACES_AT_ONCE:
+                await all_of(map(self._copy_space, group))
+                group = []
+        await all_of(map(self._copy_space, group))
         await self._copy_records()
         if not self._has_one_store:
             await self._copy_blobs()
@@ -139,9 +145,8 @@ class Move:
         """
         entries = spaces = 0
         async for place in self._source.all_places():
-            known = self._spaces.get(place.space.hex())
-            copied = msgspec.msgpack.decode(known, type=_Copied) if known is not None else None
-            if copied is None or (copied.start, copied.head) != (place.start, place.head):
+            copied = self._copied(place.space)
+            if copied is None or not self._is_copied(place):
                 raise StoreError(f"space {place.space.hex()} has grown meanwhile: {source_place} is still served")
             await self._ensure_birth(place.space)
             spaces += 1
@@ -153,12 +158,17 @@ class Move:
 
     # The log
 
+    def _copied(self, space: SpaceId) -> _Copied | None:
+        known = self._spaces.get(space.hex())
+        return None if known is None else msgspec.msgpack.decode(known, type=_Copied)
+
+    def _is_copied(self, place: Place) -> bool:
+        copied = self._copied(place.space)
+        return copied is not None and (copied.start, copied.head) == (place.start, place.head)
+
     async def _copy_space(self, place: Place) -> None:
         key = place.space.hex()
-        known = self._spaces.get(key)
-        copied = msgspec.msgpack.decode(known, type=_Copied) if known is not None else await self._found(place)
-        if known is not None and (copied.start, copied.head) == (place.start, place.head):
-            return
+        copied = self._copied(place.space) or await self._found(place)
         state = await self._source.log.state(place.space)
         if state.start < copied.start:
             raise StoreError(f"a cut of space {key} was undone while it was moved: begin anew with an empty target")

@@ -15,9 +15,9 @@ import msgspec
 from twinlock.backup.blob_table import read_blob
 from twinlock.backup.carried import BIRTHS, birth_key, is_carried, with_birth
 from twinlock.backup.checking import ChainCheck
-from twinlock.backup.chunks import Chunks
+from twinlock.backup.chunks import HELD_CHUNKS, Chunks
 from twinlock.backup.format import BlobRow, Manifest, RecordRow, Run, Segment, SpaceRow, heads_in
-from twinlock.backup.holdings import Holdings
+from twinlock.backup.holdings import SPACES_AT_ONCE, Holdings, all_of
 from twinlock.backup.pages import page_digests, read_page
 from twinlock.contracts import MOVING_KEY, BlobStore, Moving, Whereabouts, encode_moving
 from twinlock.errors import BackupDamagedError, StoreError
@@ -94,15 +94,16 @@ async def check_empty(into: Holdings) -> None:
 class Restoring:
     """One restore under way."""
 
-    __slots__ = ("_chunks", "_counts", "_even_damaged", "_into", "_runs", "_store", "problems")
+    __slots__ = ("_chunks", "_counts", "_even_damaged", "_into", "_reading", "_runs", "_store", "problems")
 
     def __init__(self, store: BlobStore, into: Holdings, even_damaged: bool) -> None:
         self._store = store
         self._chunks = Chunks(store)
         self._into = into
         self._even_damaged = even_damaged
-        # The chunk that was read last: many small spaces in a row lie in one.
-        self._runs: tuple[bytes, list[Run]] = (b"", [])
+        # The chunks that were read last: many small spaces in a row lie in one.
+        self._runs: dict[bytes, list[Run]] = {}
+        self._reading = asyncio.Lock()
         self._counts = {"spaces": 0, "entries": 0, "records": 0, "blobs": 0}
         self.problems: list[str] = []
 
@@ -138,7 +139,7 @@ class Restoring:
 
     async def _restore_records(self, rows: list[RecordRow]) -> None:
         for first in range(0, len(rows), AT_ONCE):
-            await asyncio.gather(*(self._restore_record(row) for row in rows[first : first + AT_ONCE]))
+            await all_of(map(self._restore_record, rows[first : first + AT_ONCE]))
 
     async def _restore_record(self, row: RecordRow) -> None:
         value = with_birth(row.value, self._into.log.incarnation) if row.key.startswith(BIRTHS) else row.value
@@ -146,13 +147,16 @@ class Restoring:
         self._counts["records"] += 1
 
     async def _restore_spaces(self, rows: list[SpaceRow]) -> None:
-        for row in rows:
-            try:
-                await self._restore_space(row)
-            except BackupDamagedError as error:
-                self._note(error)
-            await self._note_birth(row.space)
-            self._counts["spaces"] += 1
+        for first in range(0, len(rows), SPACES_AT_ONCE):
+            await all_of(map(self._bring_back, rows[first : first + SPACES_AT_ONCE]))
+
+    async def _bring_back(self, row: SpaceRow) -> None:
+        try:
+            await self._restore_space(row)
+        except BackupDamagedError as error:
+            self._note(error)
+        await self._note_birth(row.space)
+        self._counts["spaces"] += 1
 
     async def _restore_space(self, row: SpaceRow) -> None:
         check, heads = ChainCheck(row.space), heads_in(row.heads)
@@ -171,13 +175,21 @@ class Restoring:
             await self._into.log.adopt(row.space, [], heads)
 
     async def _entries(self, space: SpaceId, segment: Segment) -> list[Entry]:
-        if self._runs[0] != segment.chunk:
-            self._runs = segment.chunk, await self._chunks.read(segment.chunk, list[Run])
-        runs = self._runs[1]
+        runs = await self._runs_in(segment.chunk)
         run = runs[segment.place] if segment.place < len(runs) else None
         if run is None or run.space != space or len(run.entries) != segment.count:
             raise BackupDamagedError(f"chunk {segment.chunk.hex()} does not hold what a row of the backup says")
         return run.entries
+
+    async def _runs_in(self, chunk: bytes) -> list[Run]:
+        async with self._reading:
+            runs = self._runs.get(chunk)
+            if runs is None:
+                runs = await self._chunks.read(chunk, list[Run])
+                while len(self._runs) >= HELD_CHUNKS:
+                    del self._runs[next(iter(self._runs))]
+                self._runs[chunk] = runs
+            return runs
 
     async def _note_birth(self, space: SpaceId) -> None:
         key = birth_key(space)
