@@ -216,14 +216,14 @@ async def test_whoever_is_cancelled_leaves_no_connection_behind():
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(OK + b"Content-Length: 5\r\n\r\nhe")
+        asked.set()
         await reader.read()
         ended.set()
 
-    ended = asyncio.Event()
-    async with serving(answer) as (client, address, connections):
+    asked, ended = asyncio.Event(), asyncio.Event()
+    async with serving(answer) as (client, address, _):
         reading = asyncio.ensure_future(get(client, address))
-        while not connections:  # noqa: ASYNC110 - the server has no event for it
-            await asyncio.sleep(0.001)
+        await asked.wait()
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
