@@ -201,7 +201,7 @@ def build_services(
     stores = msgspec.structs.replace(stores, node=node)
     rates = SharedRates(now_ms, is_told=is_shared)
     neighbours = Neighbours(stores.broker, node, rates, metrics, is_shared=is_shared)
-    logs = SignedLogs(stores.directory, stores.keys, node, neighbours.is_alive)
+    logs = SignedLogs(stores.directory, stores.keys, node, neighbours.is_alive, is_shared=is_shared)
     hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
     authority = Authority(
         logs,

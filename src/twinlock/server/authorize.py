@@ -69,7 +69,11 @@ class Authority:
         while True:
             known = self._accounts.get(account)
             if known is not None:
-                return known
+                if not await self._logs.has_grown(LogId(account), known.seq):
+                    return known
+                # Another node's news of it is still on its way.
+                self._accounts.pop(account, None)
+                self._readings.pop(account, None)
             reading = self._readings.setdefault(account, object())
             try:
                 state = await self._read(account)

@@ -71,12 +71,12 @@ class Committer:
 
     def submit(self, space: ServedSpace, push: WaitingPush) -> None:
         """Queue a push; all that is queued in one loop turn goes to the log in one call."""
-        if not push.fresh and not push.known:
+        is_answered = push.refusal is None or not (space.waiting or space.is_appending)
+        if not push.fresh and not push.known and is_answered:
             # What is dropped behind a refusal has no answer whose order matters. It must not count as in flight any
             # longer: its author may push again as soon as the refusal comes, and then with a full window.
-            if push.refusal is None or not (space.waiting or space.is_appending):
-                self._settle(space, push)
-                return
+            self._settle(space, push)
+            return
         self.in_flight += 1
         self.waiting_bytes += push.pushed_bytes
         if not space.waiting and not space.is_appending:

@@ -132,7 +132,7 @@ class Fences:
             OverloadedError: another node takes long to change it.
             StoreError, KeyServiceError: what came cannot be read.
         """
-        if not self._is_shared or not await self._logs.has_more(LogId(space.id), space.sequencer.rules.seq):
+        if not await self._logs.has_grown(LogId(space.id), space.sequencer.rules.seq):
             return
         if await self.left_by(space):
             self.heard(space)

@@ -73,9 +73,10 @@ class SignedLogs:
         keys: the authority.
         node: what this node signs its marks with.
         is_alive: tells whether a mark is of another node that may still be about to append.
+        is_shared: whether other nodes may append.
     """
 
-    __slots__ = ("_directory", "_is_alive", "_keys", "_long", "_mirrors_count", "_node", "_under_way")
+    __slots__ = ("_directory", "_is_alive", "_is_shared", "_keys", "_long", "_mirrors_count", "_node", "_under_way")
 
     def __init__(
         self,
@@ -83,7 +84,10 @@ class SignedLogs:
         keys: KeyService,
         node: bytes = b"",
         is_alive: Callable[[bytes], bool] = lambda _: False,
+        *,
+        is_shared: bool = False,
     ) -> None:
+        self._is_shared = is_shared
         self._node = node
         self._is_alive = is_alive
         self._directory = directory
@@ -116,6 +120,10 @@ class SignedLogs:
         if is_left:
             await self._unmark(log)
         return entries
+
+    async def has_grown(self, log: LogId, seq: int) -> bool:
+        """Tell whether another node has added to the first so many entries; asks nobody where there are no others."""
+        return self._is_shared and await self.has_more(log, seq)
 
     async def has_more(self, log: LogId, seq: int) -> bool:
         """Tell whether the copy goes on after so many entries."""
