@@ -21,7 +21,7 @@ from twinlock.sealing.space_keys import make_epoch
 from twinlock.testing.checker import check, explain
 from twinlock.testing.history import Finished, Recorder, Rejected, mark
 
-FINISH_S_MAX = 90.0
+FINISH_S_MAX = 180.0
 RESEALS = ("counter_gap",)
 """Rejects that say where to go on from, and not when."""
 

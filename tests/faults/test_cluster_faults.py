@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import NATS_SERVERS, Cluster
 from tests.faults.load import Load
 from tests.faults.machine import Clock, clear, fill, slow_disk, small_disk
 from tests.faults.nats_faults import RECOVERY_S_MAX, NatsFaults
@@ -172,22 +172,38 @@ async def test_disks_that_are_slow(tmp_path, recorder, chance, rounds):
 @pytest.mark.slow
 @pytest.mark.timeout(2000)
 async def test_a_disk_that_is_full(tmp_path, recorder, chance, rounds):
-    with small_disk(tmp_path / "nats" / "twinlock-0", DISK_BYTES) as disk:
+    with contextlib.ExitStack() as stack:
+        folders = [tmp_path / "nats" / f"twinlock-{place}" for place in range(NATS_SERVERS)]
+        disks = [stack.enter_context(small_disk(folder, DISK_BYTES)) for folder in folders]
         async with under_load(tmp_path, recorder, chance) as run:
             for _ in range(rounds(5)):
                 await run.nats.quiet()
-                await run_full(run, disk)
+                await one_disk_full(run, disks)
+                await all_disks_full(run, disks)
 
 
-async def run_full(run, disk):
+async def one_disk_full(run, disks):
     """One server's disk is full for a while; it is started again once there is room, as an operator would."""
-    async with run.fault("full disk of one NATS server", 0):
-        fill(disk)
+    place = run.a_server()
+    async with run.fault("full disk of one NATS server", place):
+        fill(disks[place])
         await run.lasting(4, 8)
         await run.load.acknowledges(RECOVERY_S_MAX)
-        clear(disk)
-        run.cluster.nats.kill(0)
-        await asyncio.to_thread(run.cluster.nats.start, 0)
+        clear(disks[place])
+        run.cluster.nats.kill(place)
+        await asyncio.to_thread(run.cluster.nats.start, place)
+
+
+async def all_disks_full(run, disks):
+    """All disks are full at once, so that nothing can be acknowledged, until there is room."""
+    async with run.fault("full disks of all NATS servers", "all"):
+        for disk in disks:
+            fill(disk)
+        await run.lasting(6, 10)
+        run.cluster.nats.kill_all()
+        for disk in disks:
+            clear(disk)
+        await asyncio.to_thread(run.cluster.nats.start_all)
 
 
 @pytest.mark.slow
