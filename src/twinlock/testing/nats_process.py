@@ -46,15 +46,32 @@ def nats_program() -> str:
 
 
 def steady_port() -> int:
-    """Return a free port of the loopback address that no outgoing connection will be given."""
+    """Return a free port of the loopback address that neither an outgoing connection nor another call will be given.
+
+    The port is this process's until it ends, also while nothing listens on it.
+    """
     while True:
         port = secrets.choice(_PORTS)
+        if not _claim(port):
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind((LOOPBACK, port))
             except OSError:
                 continue
         return port
+
+
+def _claim(port: int) -> bool:
+    """Tell whether a port is ours alone among all tests of this machine; the system lets go of it when we end."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0twinlock-port-{port}")
+    except OSError:
+        claim.close()
+        return False
+    claim.detach()
+    return True
 
 
 class NatsProcess:
