@@ -7,7 +7,7 @@ import pytest
 
 import twinlock
 from tests.client_kit import World
-from twinlock.client.http import open_streams
+from twinlock.client.http_dial import open_streams
 from twinlock.protocol.limits import BLOB_CHUNK_BYTES
 from twinlock.server import Server, Settings
 

@@ -77,7 +77,7 @@ async def put_and_be_killed(server, profile, source, parts) -> str:
         async with asyncio.timeout(60):
             id = (await device.stdout.readline()).decode().strip()
             assert id, "the device ended before it put the file"
-            while not any(path.stat().st_size == BLOB_PART_BYTES for path in parts.rglob(f"*{id}*/*")):
+            while not any(path.stat().st_size == BLOB_PART_BYTES for path in parts.rglob(f"*{id}*/*")):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     finally:
         device.kill()

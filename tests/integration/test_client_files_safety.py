@@ -22,6 +22,7 @@ from tests.files_kit import (
     sent,
     staging_of,
 )
+from tests.integration.test_server_operation import make_certificate
 from twinlock.client import file_upkeep
 from twinlock.errors import (
     FileDamagedError,
@@ -100,6 +101,22 @@ async def test_another_files_bytes_and_a_cut_are_noticed(world):
     with pytest.raises((FileDamagedError, OfflineError, NotFoundError)):
         async with asyncio.timeout(20):
             await files_of(phone).get(one)
+
+
+async def test_files_travel_by_tls_where_the_socket_does(world, tmp_path, monkeypatch):
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate)
+    world.more = {"tls_certificate": certificate, "tls_key": key}
+    await world.stop()
+    await world.restart()
+    url, content = f"wss://localhost:{world.server.port}", content_of(3 * MIB)
+
+    async with (
+        await twinlock.connect(url, world.folder / "a") as ann,
+        await twinlock.connect(url, world.folder / "b") as phone,
+    ):
+        file = await put_by(ann, phone, content)
+        assert await files_of(phone).get(file) == content
 
 
 async def test_plaintext_lies_nowhere(world):

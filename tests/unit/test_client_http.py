@@ -2,11 +2,13 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
 from twinlock.client import http
-from twinlock.client.http import Body, HttpClient, open_streams, parse_head
+from twinlock.client.http import Body, HttpClient, parse_head
+from twinlock.client.http_dial import open_streams, open_through, proxy_for
 from twinlock.client.transport import parse_address
 from twinlock.errors import LimitExceededError, OfflineError
 
@@ -234,3 +236,43 @@ def test_a_status_and_headers_are_read():
     head = parse_head(b"HTTP/1.1 429 Too Many\r\nRetry-After: 3\r\nContent-Length:0\r\n\r\n")
 
     assert (head.status, head.headers["retry-after"], head.length, head.is_last) == (429, "3", 0, False)
+
+
+async def test_a_proxy_opens_the_way_to_the_server():
+    asked = []
+
+    async def forward(reader, writer):
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        if b"127.0.0.1" not in asked[-1]:
+            writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+            await writer.drain()
+            return
+        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        await answering(OK + b"Content-Length: 5\r\n\r\nhello")(reader, writer)
+
+    async with serving(forward) as (_, proxy, _):
+        named = urlsplit(f"http://ann:p%40ss@127.0.0.1:{proxy.port}")
+
+        async def dial(address):
+            return await open_through(named, address)
+
+        client = HttpClient(dial)
+        assert await get(client, parse_address("ws://127.0.0.1:1")) == (200, b"hello")
+        with pytest.raises(OfflineError, match="403"):
+            await get(client, parse_address("ws://example.org"))
+        client.close()
+    assert asked[0].startswith(b"CONNECT 127.0.0.1:1 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic YW5uOnBAc3M=" in asked[0]
+    with pytest.raises(OfflineError, match="socks5"):
+        await open_through(urlsplit("socks5://127.0.0.1:1"), proxy)
+
+
+def test_the_environment_names_the_proxy(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+
+    assert proxy_for(parse_address("wss://outside.example")).port == 3128
+    assert proxy_for(parse_address("wss://inside.example")) is None
+    assert proxy_for(parse_address("wss://127.0.0.1")) is None

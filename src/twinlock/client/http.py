@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from twinlock.client.transport import Address, tls_context
+from twinlock.client.transport import Address
 from twinlock.errors import LimitExceededError, OfflineError
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -170,8 +170,8 @@ class HttpClient:
 
     def _take_kept(self, address: Address) -> Streams | None:
         while self._kept:
-            origin, streams = self._kept.pop()
-            if origin == address and not streams[0].at_eof() and not streams[1].is_closing():
+            known, streams = self._kept.pop()
+            if known.origin == address.origin and not streams[0].at_eof() and not streams[1].is_closing():
                 return streams
             _close(streams)
         return None
@@ -186,13 +186,6 @@ class HttpClient:
         """Close the connections that are kept."""
         while self._kept:
             _close(self._kept.pop()[1])
-
-
-async def open_streams(address: Address) -> Streams:
-    """Open a connection to a server, with the TLS of its sync socket."""
-    is_secure = address.origin.startswith("wss:")
-    context = tls_context() if is_secure else None
-    return await asyncio.open_connection(address.host, address.port, ssl=context, limit=READ_BYTES_MAX)
 
 
 def _request_head(method: str, address: Address, path: str, headers: Mapping[str, str], body: Body | None) -> bytes:
@@ -211,7 +204,7 @@ async def _exchange(streams: Streams, head: bytes, body: Body | None) -> tuple[_
     """Send a request and read the head of its answer; tell too whether all of it was sent."""
     reader, writer = streams
     # A server that refuses a request says so before it has read all of it.
-    answer = asyncio.ensure_future(_read_head(reader))
+    answer = asyncio.ensure_future(read_head(reader))
     try:
         was_sent = await _send(writer, head, body, answer)
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -245,7 +238,8 @@ async def _pieces(body: Body | None) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _read_head(reader: asyncio.StreamReader) -> _Head:
+async def read_head(reader: asyncio.StreamReader) -> _Head:
+    """Read the head of an answer; interim ones are passed over."""
     for _ in range(_INTERIM_MAX):
         try:
             raw = await reader.readuntil(b"\r\n\r\n")

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from twinlock.client.http import DialStreams, open_streams
+from twinlock.client.http import DialStreams
+from twinlock.client.http_dial import open_streams
 from twinlock.client.transport import Dial, open_transport
 from twinlock.sealing.pairing import DEVICE_NAME_BYTES_MAX, check_device_name
 from twinlock.sealing.suite import Entropy
