@@ -20,6 +20,9 @@ READ_TRY_SECONDS = 0.2
 """How long a replica's first word is waited for, the first time: one that is paused or cut off says nothing."""
 
 RETRY_SECONDS = 0.1
+CALLS_MAX = 256
+"""Calls of one node under way at once. NATS drops all that wait when 10,000 of them do."""
+
 RETRY_AFTER_MS = 1_000
 NO_MESSAGE = 10037
 NO_STREAM = 10059
@@ -77,10 +80,11 @@ class ApiError(StoreError):
 class Api:
     """Calls of JetStream on one connection."""
 
-    __slots__ = ("connection",)
+    __slots__ = ("_room", "connection")
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._room = asyncio.Semaphore(CALLS_MAX)
 
     async def call(self, what: str, request: dict[str, Any], seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
         """Make a call by its subject's end, such as `STREAM.INFO.TW_0000`; return its answer.
@@ -144,7 +148,8 @@ class Api:
         subject, payload = f"$JS.API.{what}".encode(), _encode.encode(request)
         ends = self._now() + seconds
         while True:
-            answer = await self.connection.request(subject, payload, TRY_SECONDS)
+            async with self._room:
+                answer = await self.connection.request(subject, payload, TRY_SECONDS)
             if answer is not None and answer.status == 0 and not _passes(answer.payload):
                 return answer.payload
             await self._wait(ends, what)

@@ -34,6 +34,7 @@ from twinlock.engines.jetstream_format import (
     shards_of_prefix,
     subject_to_key,
 )
+from twinlock.engines.jetstream_newest import Newest
 from twinlock.engines.jetstream_wire import STATUS_TOO_MANY, Message, header_lines
 from twinlock.engines.one_process import ChangeWatchers
 from twinlock.errors import RevisionError, StoreError
@@ -55,10 +56,11 @@ _DELETED = b"KV-Operation: DEL"
 class JetstreamDirectory(Directory):
     """Keys spread over a fixed number of streams."""
 
-    __slots__ = ("_api", "_names", "_seen", "_shards", "_stop", "_watchers")
+    __slots__ = ("_api", "_names", "_newest", "_seen", "_shards", "_stop", "_watchers")
 
     def __init__(self, api: Api, names: Names, shards: int) -> None:
         self._api = api
+        self._newest = Newest(api)
         self._names = names
         self._shards = shards
         self._watchers = ChangeWatchers()
@@ -177,7 +179,7 @@ class JetstreamDirectory(Directory):
 
     async def _last(self, key: str) -> StoredMessage | None:
         stream = self._names.directory_stream(shard_of(key, self._shards))
-        return await self._api.last(stream, self._subject(key))
+        return await self._newest.last(stream, self._subject(key))
 
     async def _list(self, shard: int, prefix: str) -> dict[str, Record]:
         filtered = prefix_to_filter(prefix)

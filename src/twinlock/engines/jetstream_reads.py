@@ -17,6 +17,7 @@ from twinlock.engines.jetstream_format import (
     partition_of,
     seq_at,
 )
+from twinlock.engines.jetstream_newest import Newest
 from twinlock.engines.jetstream_tail import counter_of
 from twinlock.errors import StoreError
 from twinlock.ids import Counter, DeviceId, Seq, SpaceId
@@ -40,11 +41,12 @@ class Known(msgspec.Struct, frozen=True):
 class Reads:
     """Reads of the spaces' messages."""
 
-    __slots__ = ("_api", "_names")
+    __slots__ = ("_api", "_names", "_newest")
 
     def __init__(self, api: Api, names: Names) -> None:
         self._api = api
         self._names = names
+        self._newest = Newest(api)
 
     async def last(self, space: SpaceId, seconds: float = PATIENCE_SECONDS) -> int:
         """Return the number of a space's last message, as the leader knows it; 0 if it has none.
@@ -53,7 +55,11 @@ class Reads:
             StoreError: there is no leader.
         """
         stream = self._names.log_stream(partition_of(space))
-        message = await self._api.last(stream, self._names.log_subject(space), seconds)
+        subject = self._names.log_subject(space)
+        if seconds < PATIENCE_SECONDS:
+            message = await self._api.last(stream, subject, seconds)
+        else:
+            message = await self._newest.last(stream, subject)
         return 0 if message is None else message.seq
 
     async def page(
