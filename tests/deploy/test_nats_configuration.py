@@ -3,14 +3,18 @@
 import asyncio
 import json
 import os
+import signal
 import ssl
 
+import msgspec
 import nats
 import nkeys
 import pytest
+from typer.testing import CliRunner
 
 from tests.deploy.cluster_kit import ShippedCluster, ask, wait_for_text
 from twinlock.cli.cluster_keys import make_keys
+from twinlock.cli.commands import commands
 from twinlock.testing.traffic_tap import LOOPBACK
 
 
@@ -163,3 +167,38 @@ def test_three_servers_find_one_another_and_take_in_no_stranger(tmp_path):
         _, page = cluster.nodes[1].get("/routez")
 
         assert {route["remote_name"] for route in page["routes"]} == {"here-0", "here-2"}
+
+
+async def test_a_key_that_is_added_is_let_in_after_a_reload_that_cuts_nobody_off(cluster):
+    old = await cluster.dial(cluster.seed_of("sync-1"))
+    members = msgspec.structs.replace(cluster.members, nodes={**cluster.members.nodes, "sync-9": ""})
+    (cluster.keys / "sync-9").mkdir()
+    make_keys(cluster.keys, members)
+    os.kill(cluster.nodes[0].pid, signal.SIGHUP)
+    wait_for_text(cluster.nodes[0], "Reloaded server configuration")
+    new = await cluster.dial(cluster.seed_of("sync-9"))
+    await old.flush()
+    is_connected = old.is_connected
+    await new.close()
+    await old.close()
+
+    assert is_connected
+    assert new.stats["reconnects"] == old.stats["reconnects"] == 0
+
+
+def test_tags_and_members_are_added_later_and_what_exists_stays(tmp_path):
+    def run(*arguments):
+        return CliRunner().invoke(commands, ["cluster", "keys", str(tmp_path / "keys"), *arguments])
+
+    first = run("--site", "berlin", "--server", "nats-1=10.0.0.1", "--node", "sync-1")
+    seed = (tmp_path / "keys" / "sync-1" / "nats.nk").read_bytes()
+    second = run("--server", "nats-2=10.0.0.2", "--tag", "nats-2=b", "--node", "sync-2")
+    third = run("--tag", "nats-7=b")
+    one, two = ((tmp_path / "keys" / name / "server.conf").read_text() for name in ("nats-1", "nats-2"))
+
+    assert (first.exit_code, second.exit_code, third.exit_code) == (0, 0, 2)
+    assert (tmp_path / "keys" / "sync-1" / "nats.nk").read_bytes() == seed
+    assert "nats-route://10.0.0.2:6222" in one
+    assert 'server_tags: ["b"]' in two
+    assert 'SITE = "berlin"' in two
+    assert (tmp_path / "keys" / "nats-2" / "accounts.conf").read_text().count("permissions: $NODE") == 2

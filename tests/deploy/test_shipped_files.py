@@ -27,6 +27,7 @@ from twinlock.testing.traffic_tap import LOOPBACK, free_port
 
 ROOT = DEPLOY.parent
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+COMMANDS = get_command(commands)
 EXPOSURE_MAX = 20
 """Of 100, as `systemd-analyze security` counts; 95 is a unit that says nothing."""
 
@@ -54,7 +55,7 @@ def compose():
 
 def takes(arguments):
     """Tell whether our command knows this sub-command and these options."""
-    place, is_command = get_command(commands), False
+    place, is_command = COMMANDS, False
     for word in arguments:
         if not word.startswith("-") and word in getattr(place, "commands", {}):
             place, is_command = place.commands[word], True

@@ -54,13 +54,14 @@ class Ports(msgspec.Struct, frozen=True):
 
 
 class ServerPlace(msgspec.Struct, frozen=True):
-    """One NATS server: the address that others dial it by, the host it listens on, its ports, its folders there."""
+    """One NATS server: the address that others dial it by, the host it listens on, its ports, folders and tags."""
 
     address: str
     listen: str = "0.0.0.0"  # noqa: S104  # Other machines dial it; TLS and keys stand before it.
     ports: Ports = Ports()
     store: str = "/var/lib/nats"
     keys: str = "/etc/nats/keys"
+    tags: list[str] = []
 
 
 class Members(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,6 +98,9 @@ def keys(
         list[str] | None, typer.Option(help="Another machine that needs a certificate: NAME, or NAME=ADDRESS.")
     ] = None,
     site: Annotated[str | None, typer.Option(help="The name of this cluster; a second site has another.")] = None,
+    tag: Annotated[
+        list[str] | None, typer.Option(help="SERVER=TAG: partitions can be placed on servers that have a tag.")
+    ] = None,
     renew: Annotated[bool, typer.Option(help="Make all certificates anew, with the same authority.")] = False,
 ) -> None:
     """Make certificates, nkeys and configuration of a cluster, one folder for each machine.
@@ -108,7 +112,7 @@ def keys(
         if not folder.exists():
             folder.mkdir(mode=0o700, parents=True)
         known = read_members(folder)
-        members = _added(known, _places(server), _places(node), _places(host))
+        members = _tagged(_added(known, _places(server), _places(node), _places(host)), _places(tag))
         members = make_keys(folder, msgspec.structs.replace(members, site=site or members.site), renew=renew)
         people.print(f"{folder}: {len(members.servers)} servers, {len(members.nodes)} nodes, site {members.site}")
 
@@ -136,7 +140,8 @@ def link_sites(first: Path, second: Path) -> None:
     here, there = read_members(first), read_members(second)
     if not here.servers or not there.servers or here.site == there.site:
         raise ValueError("both folders need servers, and each site a name of its own (--site)")
-    here = make_keys(first, here, is_mirrored=True)
+    # Where a site goes back to being the first one, it copies nobody any more.
+    here = make_keys(first, msgspec.structs.replace(here, mirrored=[]), is_mirrored=True)
     # A remote leaf node takes its seed from the configuration, not from a file of its own.
     seed = _assigned({"MIRROR_SEED": (first / LEAF_SEED_NAME).read_text(encoding="ascii").strip()})
     authority = (first / AUTHORITY_NAME).read_bytes()
@@ -194,7 +199,8 @@ def server_conf(name: str, members: Members) -> str:
         "PRIVATE_KEY": f"{place.keys}/{PRIVATE_KEY_NAME}",
     }
     others = [other for key, other in members.servers.items() if key != name]
-    return _assigned(values) + _route_block(place, others) + _leaf_block(place, members)
+    tags = f"\nserver_tags: {json.dumps(place.tags)}\n" if place.tags else ""
+    return _assigned(values) + tags + _route_block(place, others) + _leaf_block(place, members)
 
 
 def accounts_conf(members: Members) -> str:
@@ -281,10 +287,24 @@ def _added(
     more = list(nodes)
     return msgspec.structs.replace(
         members,
-        servers={**members.servers, **{name: ServerPlace(address) for name, address in servers}},
+        servers={**members.servers, **{name: _server(members, name, address) for name, address in servers}},
         hosts={**members.hosts, **dict(hosts), **dict(more)},
         nodes={**members.nodes, **{name: members.nodes.get(name, "") for name, _ in more}},
     )
+
+
+def _server(members: Members, name: str, address: str) -> ServerPlace:
+    known = members.servers.get(name)
+    return msgspec.structs.replace(known, address=address) if known else ServerPlace(address)
+
+
+def _tagged(members: Members, tags: Iterator[tuple[str, str]]) -> Members:
+    servers = dict(members.servers)
+    for name, tag in tags:
+        if name not in servers:
+            raise ValueError(f"{name!r} is no NATS server of this cluster")
+        servers[name] = msgspec.structs.replace(servers[name], tags=sorted({*servers[name].tags, tag}))
+    return msgspec.structs.replace(members, servers=servers)
 
 
 def _certified(members: Members) -> dict[str, str]:
