@@ -86,7 +86,9 @@ class Connection:
         dial: Dial = open_transport,
     ) -> None:
         self._dial = dial
-        self._address = address
+        self._given = address
+        # Devices spread over the nodes of a server from their first connection on.
+        self._address = address.turned(entropy(1)[0]) if address.others else address
         self._identity = identity
         self._server_id = server_id
         self._board = board
@@ -110,8 +112,13 @@ class Connection:
 
     @property
     def origin(self) -> str:
-        """The server's address, as it is dialled."""
+        """The server's address, as it is dialled now."""
         return self._address.origin
+
+    @property
+    def url(self) -> str:
+        """Every address of the server, as it was given."""
+        return self._given.text
 
     async def run(self, peer: Peer) -> None:
         """Connect, serve and reconnect until cancelled."""
@@ -128,6 +135,7 @@ class Connection:
                 self.told_revoked.set()
             self._first_try.set()
             self._board.set_connection(Status.RECONNECTING)
+            self._address = self._address.turned(1) if self._address.others else self._address
             delay_ms = self._backoff.next_delay_ms(self._monotonic_ms(), failure.retry_after_ms)
             logger.info("waiting to reconnect", extra={"delay_ms": delay_ms, "code": failure.code})
             await self._wait(delay_ms)

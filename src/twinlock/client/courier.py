@@ -170,7 +170,7 @@ class Courier(Peer):
         self.incarnation = welcomed.incarnation
         now_ms = self._now_ms()
         self._context.state.put_clock_offset_ms(welcomed.clock_offset_ms)
-        self._context.state.put_url(self._connection.origin)
+        self._context.state.put_url(self._connection.url)
         for runtime in self.runtimes.values():
             runtime.keyring.note_trusted_time(now_ms)
             self._attachments.attach(runtime)

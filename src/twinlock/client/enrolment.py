@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 
 import msgspec
@@ -109,10 +109,23 @@ async def anonymous_session(
     dial: Dial = open_transport,
 ) -> AsyncIterator[AnonymousSession]:
     """Open a session without a device; the first server that is met is believed if none is pinned."""
-    session = ClientSession(ClientIdentity(), address.origin, server_id, entropy)
-    async with dial(address) as transport:
+    async with AsyncExitStack() as stack:
+        transport, address = await _dialled(stack, address, dial)
+        session = ClientSession(ClientIdentity(), address.origin, server_id, entropy)
         welcomed = await handshake(transport, session, wall_ms)
         yield AnonymousSession(transport, session, welcomed.server_id, wall_ms)
+
+
+async def _dialled(stack: AsyncExitStack, address: Address, dial: Dial) -> tuple[Transport, Address]:
+    """Dial the first of a server's addresses that answers."""
+    for count in range(len(address.others)):
+        turned = address.turned(count)
+        try:
+            return await stack.enter_async_context(dial(turned)), turned
+        except OfflineError:
+            continue
+    last = address.turned(len(address.others))
+    return await stack.enter_async_context(dial(last)), last
 
 
 def enrolling(

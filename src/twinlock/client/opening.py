@@ -184,7 +184,7 @@ async def _enrol(
 ) -> Client:
     """Make a profile by an anonymous session, then open it as its new device."""
     address = parse_address(url)
-    new = NewProfile(profile_folder(profile), address.origin, passphrase, options)
+    new = NewProfile(profile_folder(profile), address.text, passphrase, options)
     try:
         async with enrolling(options, address) as session:
             made = await enrol(session, new)

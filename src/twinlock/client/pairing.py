@@ -197,7 +197,7 @@ async def pair_device(
     if device_name is not None:
         options = msgspec.structs.replace(options, device_name=device_name)
     address = parse_address(url)
-    new = NewProfile(profile_folder(profile), address.origin, passphrase, options)
+    new = NewProfile(profile_folder(profile), address.text, passphrase, options)
     request = PairingRequest(new, address, options)
     try:
         await request.ask()

@@ -117,7 +117,7 @@ async def create_service_account(
     async with enrolling(options, address) as session:
         keys, kit = AccountKeys.make(options.entropy), RecoveryKit.make(options.entropy)
         request = await _request(session, account_name(name), keys, kit, options)
-        content = KeyFile(address.origin, _text(session.server_id), request.name, str(kit))
+        content = KeyFile(address.text, _text(session.server_id), request.name, str(kit))
         # The file comes first: an account whose keys were lost at its making could never be opened.
         _create(path, content)
         try:
@@ -208,7 +208,7 @@ async def _enrol(
     folder: Path, keys: KeyFile, kit: RecoveryKit, url: str | None, passphrase: str | None, options: Options
 ) -> None:
     address = parse_address(url or keys.url)
-    new = NewProfile(folder, address.origin, passphrase, options)
+    new = NewProfile(folder, address.text, passphrase, options)
     try:
         async with enrolling(options, address, _octets(keys.server_id)) as session:
             opened = await open_account(session, keys.name, kit, True)

@@ -34,10 +34,25 @@ _SCHEMES: Final = {"ws": ("ws", 80), "wss": ("wss", 443), "http": ("ws", 80), "h
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a server is: the origin that a hello is bound to, and the address of its sync socket."""
+    """Where a server is: the origin that a hello is bound to, and the address of its sync socket.
+
+    `others` are further addresses of the same server, those of its other nodes, tried in turn.
+    """
 
     origin: str
     host: str
+    others: tuple[Address, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All of it in the form that `parse_address` reads."""
+        return ",".join(each.origin for each in (self, *self.others))
+
+    def turned(self, count: int) -> Address:
+        """Return the same server, beginning with another of its addresses."""
+        every = (self, *self.others)
+        first, *others = every[count % len(every) :] + every[: count % len(every)]
+        return Address(first.origin, first.host, tuple(Address(each.origin, each.host) for each in others))
 
     @property
     def sync_url(self) -> str:
@@ -63,9 +78,16 @@ class Address(msgspec.Struct, frozen=True):
 def parse_address(url: str) -> Address:
     """Read a server's address: `ws://`, `wss://`, `http://` or `https://`, with or without a port and path.
 
+    Several, with commas between them, are those of one server's nodes.
+
     Raises:
         OfflineError: the address is not of that form.
     """
+    first, *others = [_parse_one(part.strip()) for part in url.split(",")]
+    return Address(first.origin, first.host, tuple(others))
+
+
+def _parse_one(url: str) -> Address:
     parts = urlsplit(url if "//" in url else f"ws://{url}")
     try:
         scheme, default_port = _SCHEMES[parts.scheme]
