@@ -16,11 +16,12 @@ import structlog
 import uvloop
 
 from twinlock.errors import TwinlockError
+from twinlock.ids import SpaceId
 from twinlock.process import Life, configure_logs, listen, serve_until_signalled, tls_context, web_server
 from twinlock.protocol.frames import LOG_GROWN, Notice
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
-from twinlock.server.blob_services import build_blob_chores, build_blobs
+from twinlock.server.blob_services import build_blobs
 from twinlock.server.buckets import Quotas
 from twinlock.server.chores import Chores
 from twinlock.server.commit import Committer
@@ -33,6 +34,7 @@ from twinlock.server.keyrings import Keyrings
 from twinlock.server.memberships import Memberships
 from twinlock.server.metrics import Metrics
 from twinlock.server.neighbours import Neighbours, SpaceGrown
+from twinlock.server.new_rules import Telling
 from twinlock.server.other_nodes import OtherNodes
 from twinlock.server.partitions import Partitions
 from twinlock.server.people import build_people
@@ -203,27 +205,18 @@ def build_services(
     neighbours = Neighbours(stores.broker, node, rates, metrics, is_shared=is_shared)
     logs = SignedLogs(stores.directory, stores.keys, node, neighbours.is_alive, is_shared=is_shared)
     hub = Hub(stores.log, tasks, metrics, settings.catch_up_reads_max, lambda: heartbeat.connections)
-    authority = Authority(
-        logs,
-        on_grown=lambda account: hub.tell_accounts((account,), Notice(LOG_GROWN, account)),
-        on_revoked=lambda devices: revoke_devices(heartbeat, devices),
-    )
+    authority = _build_authority(logs, hub, heartbeat)
     registry = SpaceRegistry(stores, logs, tasks, metrics, settings, rates)
     people = build_people(settings, stores, tasks, heartbeat, authority, registry, neighbours)
     committer = Committer(stores.log, hub, tasks, metrics, now_ms)
-    blob_chores = build_blob_chores(settings, stores, metrics, now_ms)
-    changes = SpaceChanges(
-        stores,
-        logs,
-        authority,
-        registry,
-        committer,
-        tasks,
-        lambda space, seq, tellings: neighbours.tell(SpaceGrown(space, seq, tellings)),
-    )
-    changes.purge_more = blob_chores.purge
+
+    def tell_grown(space: SpaceId, seq: int, tellings: list[Telling]) -> None:
+        neighbours.tell(SpaceGrown(space, seq, list(tellings)))
+
+    changes = SpaceChanges(stores, logs, authority, registry, committer, tasks, tell_grown)
     keyrings = Keyrings(stores.directory)
     blobs = build_blobs(settings, stores, authority, registry, people.session_ends, metrics, now_ms)
+    changes.purge_more = blobs.chores.purge
     partitions = Partitions(stores.open_partitions)
     spaces = Spaces(stores, logs, keyrings, registry, changes, partitions, now_ms)
     invite_tries = Tries(10 * settings.unlocker_tries_per_min, now_ms, rates, "invites")
@@ -253,8 +246,16 @@ def build_services(
         pairings=people.pairings,
         methods={**people.methods, **partitions.methods(), **spaces.methods(), **members.methods(), **blobs.methods},
         blobs=blobs,
-        blob_chores=blob_chores,
         tasks=tasks,
         metrics=metrics,
         now_ms=now_ms,
+    )
+
+
+def _build_authority(logs: SignedLogs, hub: Hub, heartbeat: Heartbeat) -> Authority:
+    """Make what knows the accounts, and tells of each that has changed."""
+    return Authority(
+        logs,
+        on_grown=lambda account: hub.tell_accounts((account,), Notice(LOG_GROWN, account)),
+        on_revoked=lambda devices: revoke_devices(heartbeat, devices),
     )

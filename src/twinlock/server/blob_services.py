@@ -28,17 +28,11 @@ MakeHttp = Callable[[Quotas, frozenset[str], Callable[[], bool]], BlobHttp]
 
 
 class BlobServices(msgspec.Struct, frozen=True):
-    """What is answered over the sync socket and over HTTP."""
+    """What is answered over the sync socket and over HTTP, and what cleans up."""
 
+    chores: BlobChores
     methods: Mapping[str, Method]
     make_http: MakeHttp
-
-
-def build_blob_chores(settings: Settings, stores: Stores, metrics: Metrics, now_ms: Callable[[], int]) -> BlobChores:
-    """Make what cleans up."""
-    directory = stores.directory
-    book, due = BlobBook(directory, now_ms), BlobDue(directory, now_ms)
-    return BlobChores(stores.blobs, directory, book, due, settings, metrics, now_ms)
 
 
 def build_blobs(
@@ -59,5 +53,6 @@ def build_blobs(
         gate = BlobGate(quotas, settings.blob_memory_bytes_max, metrics.blob_memory.set)
         return BlobHttp(blobs, bearers, gate, metrics, now_ms, origins, is_taking)
 
+    chores = BlobChores(stores.blobs, directory, book, due, settings, metrics, now_ms)
     tokens = SessionTokens(bearers, ends, now_ms)
-    return BlobServices({**blobs.methods(), **tokens.methods()}, make_http)
+    return BlobServices(chores, {**blobs.methods(), **tokens.methods()}, make_http)

@@ -9,7 +9,6 @@ import msgspec
 from twinlock.contracts import KeyService, Log
 from twinlock.server.admission import Admission, Tickets
 from twinlock.server.authorize import Authority
-from twinlock.server.blob_chores import BlobChores
 from twinlock.server.blob_services import BlobServices
 from twinlock.server.buckets import Quotas
 from twinlock.server.chores import Chores
@@ -52,7 +51,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     devices: DeviceBook
     pairings: Pairings
     blobs: BlobServices
-    blob_chores: BlobChores
     neighbours: Neighbours
     chores: Chores
     is_shared: bool

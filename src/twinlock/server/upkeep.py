@@ -77,7 +77,7 @@ async def _clean(services: Services, interval_s: float) -> None:
         return
     await services.pairings.clean()
     await services.changes.finish_shredding()
-    await services.blob_chores.clean()
+    await services.blobs.chores.clean()
     deleted = await services.log.clean(services.now_ms() - int(services.settings.grace_days * DAY_MS))
     services.metrics.cleaned.inc(deleted)
 
