@@ -191,6 +191,13 @@ async def test_the_second_site_reads_and_writes_nothing_else(sites):
     assert info["state"]["messages"] == 0
 
 
+async def test_no_server_starts_at_a_site_that_only_copies(sites):
+    await sites.make()
+    await sites.set_up()
+    with pytest.raises(StoreError, match="promote"):
+        await sites.node(sites.second)
+
+
 async def test_a_site_that_copies_nobody_is_not_promoted(sites):
     await sites.make()
     with pytest.raises(StoreError):
@@ -217,6 +224,40 @@ async def test_a_second_site_of_three_servers_keeps_three_copies(tmp_path):
         await two.close()
 
     assert [entry.seq for entry in read] == seqs
+
+
+@pytest.mark.slow
+async def test_a_lost_site_comes_back_as_the_second_and_takes_over_again(sites):
+    await sites.make()
+    one = await sites.node(sites.first)
+    space = new_space()
+    chain = Chain(space)
+    await one.log.append(space, chain.take(2), NOW_MS)
+    await sites.set_up()
+    await sites.wait_until_copied()
+    sites.first.kill_all()
+    await one.close()
+    await sites.promote(is_planned=False)
+    two = await sites.node(sites.second)
+    await two.log.append(space, chain.take(2), NOW_MS)
+    await two.close()
+    # The way back: the lost site is wiped, and reads from the one that serves.
+    shutil.rmtree(sites.first.nodes[0].store)
+    link_sites(sites.second.keys, sites.first.keys)
+    sites.second.kill_all()
+    sites.second.start_all()
+    sites.first.start_all()
+    sites.first, sites.second = sites.second, sites.first
+    async with second_site(sites.admin(sites.second), "two") as site:
+        await site.set_up()
+    await sites.wait_until_copied()
+    await sites.promote(is_planned=True)
+    back = await sites.node(sites.second)
+    read = await back.log.read(space, Seq(0), ALL)
+    await back.log.append(space, chain.take(1), NOW_MS)
+    await back.close()
+
+    assert len(read) == 4
 
 
 class Server(ListeningProcess):

@@ -252,11 +252,14 @@ class Cluster:
     ) -> None:
         """Make a stream if there is none; a node that may not make streams can so use one that others made."""
         try:
-            await self._api.call(f"STREAM.INFO.{name}", {})
-            return
+            info = await self._api.call(f"STREAM.INFO.{name}", {})
         except ApiError as error:
             if error.failure.err_code != NO_STREAM:
                 raise
+        else:
+            if info["config"].get("mirror"):
+                raise StoreError("these streams are copies of another site's: see `twinlock cluster promote`")
+            return
         config: dict[str, Any] = {
             "name": name,
             "subjects": [subjects],
