@@ -51,7 +51,7 @@ class Writer:
             await self.todos.add({"who": self.name, "n": self.count})
             await self.todos.doc(self.counter).update({"total": increment(1)})
             self.count += 1
-            await asyncio.sleep(0.002)
+            await asyncio.sleep(0.01)
 
     async def end(self):
         self._is_ended = True

@@ -23,6 +23,9 @@ ROUNDS_MAX = 20
 ROUND_S_MAX = 1.0
 """A round that took less leaves so little that the server may stop."""
 
+SHORTER = 0.8
+"""A round that took more than this share of the one before shows that rounds do not get shorter any more."""
+
 LOCK_PAUSE_S = 0.02
 
 
@@ -119,6 +122,7 @@ async def migrate(source: EnginePlace, target: EnginePlace, steps: Steps, now_ms
 async def _rounds(move: Move, say: Callable[[str], None]) -> list[Round]:
     """Copy until so little is left that it is copied in a moment."""
     rounds: list[Round] = []
+    before_s = 0.0
     for number in range(1, ROUNDS_MAX + 1):
         began = time.monotonic()
         done = await move.copy()
@@ -128,9 +132,11 @@ async def _rounds(move: Move, say: Callable[[str], None]) -> list[Round]:
             f"round {number}: {done.entries_count} entries, {done.records_count} records, {done.blobs_count} parts of"
             f" files in {took_s:.1f} s"
         )
-        if took_s < ROUND_S_MAX and number > 1:
+        # It is short enough, or will not get shorter: looking through everything takes that long, or the source grows
+        # as fast as it is copied.
+        if number > 1 and (done.is_empty or took_s < ROUND_S_MAX or took_s > before_s * SHORTER):
             return rounds
-    # The source grows as fast as it is copied, or to look through it takes that long: the last round tells.
+        before_s = took_s
     return rounds
 
 

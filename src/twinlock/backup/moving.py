@@ -71,7 +71,17 @@ class Move:
         has_one_store: whether both have their blobs in one and the same store.
     """
 
-    __slots__ = ("_blobs", "_has_one_store", "_records", "_round", "_rounds", "_source", "_spaces", "_target")
+    __slots__ = (
+        "_blobs",
+        "_has_one_store",
+        "_own_births",
+        "_records",
+        "_round",
+        "_rounds",
+        "_source",
+        "_spaces",
+        "_target",
+    )
 
     def __init__(
         self, source: Holdings, target: Holdings, spools: tuple[Spool, Spool, Spool], has_one_store: bool = False
@@ -82,6 +92,7 @@ class Move:
         self._has_one_store = has_one_store
         self._rounds = 0
         self._round = Round()
+        self._own_births: set[str] = set()
 
     async def begin(self, place: str, now_ms: Callable[[], int]) -> None:
         """Mark the target as not yet complete.
@@ -133,6 +144,9 @@ class Move:
         Raises:
             StoreError: the target did not keep something.
         """
+        spaces = [SpaceId(bytes.fromhex(space)) for space, _ in self._spaces.rows()]
+        for first in range(0, len(spaces), AT_ONCE):
+            await all_of(map(self._ensure_birth, spaces[first : first + AT_ONCE]))
         await self._compare_records()
         if not self._has_one_store:
             await self._compare_blobs()
@@ -243,24 +257,35 @@ class Move:
 
     async def _copy_records(self) -> None:
         waiting: list[tuple[str, bytes]] = []
+        seen = 0
         async for key, record in self._source.directory.scan():
             if not is_carried(key):
                 continue
+            seen += 1
+            self._own_births.discard(key)
             value = with_birth(record.value, self._target.log.incarnation) if key.startswith(BIRTHS) else record.value
             digest = digest_of(value)
             if self._records.get(key) == digest:
-                self._records.meet(key, self._rounds)
                 continue
-            self._records.put(key, digest, self._rounds)
+            self._records.put(key, digest)
             waiting.append((key, value))
             if len(waiting) == AT_ONCE:
                 await self._put(waiting)
                 waiting = []
         await self._put(waiting)
+        if seen < self._records.count() - len(self._own_births):
+            await self._forget_deleted()
+
+    async def _forget_deleted(self) -> None:
+        """Look through the source once more for what is not there any more; mostly nothing was deleted."""
+        async for key, _ in self._source.directory.scan():
+            self._records.meet(key, self._rounds)
         for key in self._records.not_met(self._rounds):
-            await self._target.directory.delete(key)
-            self._records.delete(key)
-            self._note(records_count=1)
+            # Births that the source never wrote are the target's own.
+            if not key.startswith(BIRTHS):
+                await self._target.directory.delete(key)
+                self._records.delete(key)
+                self._note(records_count=1)
 
     async def _put(self, records: list[tuple[str, bytes]]) -> None:
         await asyncio.gather(*(self._target.directory.put(key, value) for key, value in records))
@@ -275,8 +300,9 @@ class Move:
         key = birth_key(space)
         if self._records.get(key) is None:
             value = with_birth(b"", self._target.log.incarnation)
+            self._records.put(key, digest_of(value))
+            self._own_births.add(key)
             await self._put([(key, value)])
-            self._records.put(key, digest_of(value), self._rounds)
 
     async def _compare_records(self) -> None:
         count = 0
