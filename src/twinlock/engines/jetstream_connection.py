@@ -376,6 +376,9 @@ class Connection:
         except BaseException:
             link.fail("cancelled")
             raise
+        if link.gone.done():
+            # Lost between its last word and now, so that nobody would be told of its end.
+            raise StoreError(f"NATS at {address.host}:{address.port} closed the connection")
         return link
 
     async def _shake_hands(self, link: _Link, address: Address) -> None:
