@@ -143,6 +143,15 @@ async def test_plaintext_lies_nowhere(world):
     assert len(world.parts(file)[0].read_bytes()) == BLOB_PART_BYTES
 
 
+async def forget_blobs(world) -> None:
+    """Have the server lose every file."""
+    await world.stop()
+    with contextlib.closing(sqlite3.connect(world.folder / "server" / "twinlock.db")) as database, database:
+        database.execute("DELETE FROM records WHERE key LIKE 'blob%'")
+    shutil.rmtree(world.blobs, ignore_errors=True)
+    await world.restart()
+
+
 # Who may
 
 
@@ -253,6 +262,33 @@ async def test_a_full_space_holds_the_file_back_and_takes_it_when_there_is_room(
     db = await world.device("a")
     await sent(db, second)
     assert (await files_of(db).info(second)).error is None
+
+
+async def test_an_upload_over_the_accounts_rate_is_slower_and_comes_to_its_end(world):
+    world.more = {"account_blob_bytes_per_s": 8 * MIB}
+    await world.stop()
+    await world.restart()
+    db, content = await world.device("a"), content_of(18 * MIB)
+
+    file = await files_of(db).put(content)
+    await sent(db, file)
+
+    assert db._files.held_count == 0
+    assert await files_of(db).get(file) == content
+
+
+async def test_an_upload_that_the_server_has_given_up_begins_anew(world):
+    wire = Wire(sent_max=BLOB_PART_BYTES // 2)
+    db = await world.device("a", dial_streams=wire.dial)
+    file = await files_of(db).put(content_of(10 * MIB))
+    await until(lambda: wire.sent > wire.sent_max)
+    await forget_blobs(world)
+
+    wire.sent_max = None
+    await until(lambda: db.is_connected, 40)
+    await sent(db, file)
+
+    assert len(world.parts(file)) == 2
 
 
 async def test_a_file_that_is_deleted_is_gone_for_all(world):
@@ -427,11 +463,7 @@ async def test_a_restored_server_gets_back_what_a_device_still_has(world):
     file = await put_by(ann, phone, content)
     await phone.close()
     transfer, space = ann._files.transfer, ann.space("home")._handle.id
-    await world.stop()
-    with contextlib.closing(sqlite3.connect(world.folder / "server" / "twinlock.db")) as database, database:
-        database.execute("DELETE FROM records WHERE key LIKE 'blob%'")
-    shutil.rmtree(world.blobs)
-    await world.restart()
+    await forget_blobs(world)
     await until(lambda: ann.is_connected, 40)
     assert [info async for info in transfer.list(space)] == []
 

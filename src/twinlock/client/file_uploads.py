@@ -187,11 +187,12 @@ class Uploads:
         begun = await self._begin(space, blob, note.epoch, note.sealed_bytes)
         runtime.staging.held.pop(blob, None)
         if not begun.is_finished:
-            await self._send_missing(runtime, blob, known, set(begun.parts))
             try:
+                await self._send_missing(runtime, blob, known, set(begun.parts))
                 await self._transfer.finish(space, blob)
-            except BlobIncompleteError as exc:
-                raise OfflineError("the server lost a part again") from exc
+            except (BlobIncompleteError, NotFoundError) as exc:
+                # It gave the upload up, or lost a part: the next try begins with what it has.
+                raise OfflineError("the server has not kept all that was sent") from exc
         known.sent_bytes = note.sealed_bytes
         manifest = runtime.staging.manifest(blob, runtime.keyring.keys)
         if manifest is None:
@@ -217,18 +218,27 @@ class Uploads:
         known.sent_bytes = sum(_part_bytes(sealed_bytes, part) for part in present)
         waiting = iter([part for part in range(parts_count) if part not in present])
 
+        failures: list[TwinlockError] = []
+
         async def send() -> None:
             for part in waiting:
-                async with self._parts:
-                    known.sent_bytes += await self._transfer.put_part(runtime.space, blob, part, path, sealed_bytes)
+                if failures:
+                    return
+                try:
+                    async with self._parts:
+                        known.sent_bytes += await self._transfer.put_part(runtime.space, blob, part, path, sealed_bytes)
+                except TwinlockError as exc:
+                    # The parts that are under way come to their end: what was let through is not sent twice.
+                    failures.append(exc)
+                    return
+                known.failures = 0
                 self._told(runtime, blob)
 
-        try:
-            async with all_or_none() as start:
-                for _ in range(min(PARTS_AT_ONCE, parts_count)):
-                    start(send())
-        except NotFoundError as exc:
-            raise OfflineError("the server forgot the blob meanwhile") from exc
+        async with all_or_none() as start:
+            for _ in range(min(PARTS_AT_ONCE, parts_count)):
+                start(send())
+        if failures:
+            raise failures[0]
 
 
 def _part_bytes(sealed_bytes: int, part: int) -> int:
