@@ -412,18 +412,26 @@ class Live:
         for tail in followed:
             by_partition.setdefault(partition_of(tail.space), []).append(tail)
         for partition, tails in by_partition.items():
-            info = await self._api.call(f"STREAM.INFO.{self._names.log_stream(partition)}", {})
-            leader = (info.get("cluster") or {}).get("leader", "")
-            if self._leaders.get(partition, leader) != leader:
-                # The old one may have died between storing a message and telling of it.
-                await self._compare(partition, tails)
-            self._leaders[partition] = leader
+            await self._audit_leader(partition, tails)
         if followed:
             self._place %= len(followed)
             some = followed[self._place : self._place + AUDIT_SPACES]
             self._place += AUDIT_SPACES
             for partition in {partition_of(tail.space) for tail in some}:
                 await self._compare(partition, [tail for tail in some if partition_of(tail.space) == partition])
+
+    async def _audit_leader(self, partition: int, tails: list[SpaceTail]) -> None:
+        try:
+            info = await self._api.call(f"STREAM.INFO.{self._names.log_stream(partition)}", {}, AUDIT_SECONDS)
+        except StoreError as error:
+            # No leader now, or no such partition: the others are looked at all the same.
+            logger.info("a stream cannot be looked at", extra={"partition": partition, "detail": error.detail})
+            return
+        leader = (info.get("cluster") or {}).get("leader", "")
+        if self._leaders.get(partition, leader) != leader:
+            # The old one may have died between storing a message and telling of it.
+            await self._compare(partition, tails)
+        self._leaders[partition] = leader
 
     async def _compare(self, partition: int, tails: list[SpaceTail]) -> None:
         """Compare tails with what any replica has last."""
