@@ -159,6 +159,26 @@ async def test_a_backup_made_while_devices_write_restores_to_a_moment_of_each_sp
     ]
 
 
+async def test_files_come_back_with_the_backup_and_are_read_by_others(world, store):
+    a, b = await world.device("a"), await world.device("b")
+    content = bytes(range(256)) * 5_000
+    file = await a.space("home").files.put(content, name="numbers.bin")
+    async with asyncio.timeout(20):
+        while (await a.space("home").files.info(file)).state != "uploaded":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await asyncio.gather(a.synced(), b.synced())
+    manifest = await back_up(world, store)
+
+    report = await drill(store, now_ms)
+    await burn_down(world, store)
+    await asyncio.gather(a.synced(), b.synced())
+
+    assert report.problems == []
+    assert report.blobs_count == 1
+    assert manifest.counts.blobs >= 1
+    assert await b.space("home").files.get(file) == content
+
+
 async def test_a_drill_proves_that_a_backup_would_be_served(world, store):
     a = await world.device("a")
     await a.space("home").collection("todos").add({"n": 0})
