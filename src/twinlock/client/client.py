@@ -162,6 +162,7 @@ class Client:
         Raises:
             SudoNeededError: call `unlock` first.
             OfflineError: a space is made on the server.
+            PartitionClosedError: the server's operator lets no new spaces in now.
         """
         self._check_open()
         incarnation = self._courier.incarnation
