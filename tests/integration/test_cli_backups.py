@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twinlock.cli.commands import commands
+from twinlock.testing.seaweed_process import SeaweedProcess
 
 
 def twinlock(*arguments):
@@ -134,3 +135,26 @@ def test_what_names_no_engine_or_no_backup_is_told(place):
         ("restore", place / "backup", "--to", f"sqlite:{place / 'x'}", "--generation", 7),
     ):
         assert twinlock(*arguments).exit_code == 1
+
+
+@pytest.mark.slow
+def test_a_bucket_takes_backups_and_gives_them_back(place, monkeypatch):
+    process = SeaweedProcess(place / "seaweed")
+    for name, value in process.credentials.items():
+        monkeypatch.setenv(name, value)
+    (place / "seaweed").mkdir()
+    process.start()
+    try:
+        where = ("s3://bucket/backups", "--endpoint", process.endpoint)
+        first = twinlock("backup", *where, "--data", place / "server")
+        again = twinlock("backup", *where, "--data", place / "server", "--keep", 1)
+        drilled = twinlock("drill", *where)
+        restored = twinlock("restore", *where, "--to", f"sqlite:{place / 'new'}")
+    finally:
+        process.kill()
+
+    assert first.exit_code == again.exit_code == drilled.exit_code == restored.exit_code == 0, drilled.output
+    assert "generation 2: 0 B written" in again.stdout
+    assert drilled.stdout.splitlines()[-1] == "passed"
+    assert not list((place / "new").rglob("server.key"))
+    assert "Put server.key into" in restored.stderr
