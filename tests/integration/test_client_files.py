@@ -24,7 +24,7 @@ world = files_world
 async def test_files_of_lengths_at_the_borders_come_back_on_another_device(world):
     ann, phone = await world.device("a"), await world.device("b")
 
-    for size in (0, 1, 127, 128, MIB - 1, MIB, MIB + 1, 8 * MIB - 1, 8 * MIB, 8 * MIB + 1):
+    for size in (0, 1, 127, 128, MIB - 1, MIB, MIB + 1, 8 * MIB, 8 * MIB + 1):
         content = content_of(size)
         file = await put_by(ann, phone, content, name="numbers.bin")
         info = await files_of(phone).info(file)

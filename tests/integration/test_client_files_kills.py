@@ -27,6 +27,8 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_a_device_and_a_server_that_are_killed_in_the_middle_of_an_upload_lose_nothing(
     tmp_path, account_template
 ):

@@ -17,9 +17,10 @@ MIB = BLOB_CHUNK_BYTES
 BLOB, OTHER = BlobId(b"b" * 16), BlobId(b"o" * 16)
 BORDERS = sorted(
     {0, 1, 2, 126, 127, 128, 129, 1000}
-    | {border + step for border in (MIB, 2 * MIB, 3 * MIB, 8 * MIB) for step in (-2, -1, 0, 1, 2)}
+    | {border + step for border in (MIB, 2 * MIB) for step in (-2, -1, 0, 1, 2)}
+    | {8 * MIB - 1, 8 * MIB, 8 * MIB + 1}
     # The last length whose padding ends with a chunk, and the first that needs another.
-    | {MIB - (1 << 15) - 1, MIB - (1 << 15), 2 * MIB - (1 << 16), 9 * MIB}
+    | {MIB - (1 << 15) - 1, MIB - (1 << 15)}
 )
 KEYS = World().keys
 
@@ -182,7 +183,7 @@ def test_reading_goes_on_after_what_was_read_before():
     reader.finish(LONG_SEALER.sha256())
 
 
-@pytest.mark.parametrize("size", BORDERS)
+@pytest.mark.parametrize("size", [0, 127, 128, MIB - 1, MIB, MIB + 1, 8 * MIB])
 def test_a_chunk_is_sealed_again_to_the_same_bytes(size):
     content = content_of(size)
     opener = BlobOpener(KEYS, BLOB, size)

@@ -101,7 +101,7 @@ async def _get(space: str, id: str, path: str | None, profile: Path | None, offl
             await _copy(files, id, sys.stdout.buffer)
             return
         info = await files.info(id)
-        target = Path(path) if path is not None else Path(_safe_name(info.name))
+        target = Path(path) if path is not None else Path(safe_name(info.name))
         if path is None and target.exists():
             fail("file_exists", f"There is {target} already.", "Say where it goes, as the last argument.")
         await files.save(id, target)
@@ -144,6 +144,6 @@ def _shown(info: FileInfo) -> dict[str, object]:
     return {**shown, "error": info.error.code} if info.error is not None else shown
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
     """Return a name for this folder of one that somebody else chose: no path, no hidden file, no option."""
     return _UNSAFE.sub("_", name).lstrip(".-") or "file"
