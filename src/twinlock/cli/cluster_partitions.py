@@ -218,7 +218,11 @@ def _show(found: ClusterStatus) -> None:
 
     console = wide_console()
     console.print(_summary(found.settings))
-    sync = {True: "sync_interval: always", False: "[bold red]sync_interval is not always[/]", None: "sync_interval is not visible from here"}
+    sync = {
+        True: "sync_interval: always",
+        False: "[bold red]sync_interval is not always[/]",
+        None: "sync_interval is not visible from here",
+    }
     console.print(
         f"NATS {escape(found.server_version)}, asked {escape(found.server)}; disk: {sync[found.syncs_always]}"
     )
