@@ -179,9 +179,9 @@ async def test_the_second_site_reads_and_writes_nothing_else(sites):
         connected(sites.first.options(sites.first.seed_of("sync-1"))) as at_one,
         connected(sites.second.options(sites.second.seed_of("sync-1"))) as at_two,
     ):
-        at_one.subscribe(b"sig.>", heard.append)
-        at_two.publish(b"sig.from-two", b"x")
-        at_two.publish(b"tw.0000.aa", b"x")
+        at_one.subscribe("sig.>", heard.append)
+        at_two.publish("sig.from-two", b"x")
+        at_two.publish("tw.0000.aa", b"x")
         # Answered behind what was published: by then it would have crossed.
         await ask(at_two, "$JS.API.STREAM.INFO.TW_0000")
         await sites.wait_until_copied()
