@@ -33,7 +33,8 @@ def test_several_addresses_are_one_server_and_are_tried_in_turn():
 async def test_a_client_goes_on_at_another_node_when_its_own_is_drained(town, tmp_path):
     nodes = [await town.start(), await town.start()]
     url = ",".join(node.url for node in nodes)
-    async with await twinlock.sign_up(url, "anna", "correct horse battery", tmp_path / "anna") as anna:
+    await twinlock.create_service_account(url, "anna", tmp_path / "anna.key")
+    async with await twinlock.connect(url, tmp_path / "anna", key_file=tmp_path / "anna.key") as anna:
         space = await anna.create_space("notes")
         notes = space.collection("notes")
         for count in range(5):

@@ -7,11 +7,12 @@ import pytest
 import structlog
 
 from twinlock.engines.memory import MemoryDirectory
+from twinlock.server.fences import Fences
 from twinlock.server.sequencer import Sequencer
 from twinlock.testing.household import live_a_life
 
 REGRESSIONS = Path(__file__).with_name("household_regressions.txt")
-SEEDS_PER_BLOCK = 25
+SEEDS_PER_BLOCK = 10
 SLOW_SEEDS_PER_BLOCK = 100
 FIRST_EPOCH = "00000001"
 
@@ -30,36 +31,40 @@ def quiet():
     logging.disable(before)
 
 
-def found_seeds() -> list[tuple[int, int]]:
-    """Return the seeds that once found a fault, and how many steps it took."""
+def found_seeds() -> list[tuple[int, int, int]]:
+    """Return the seeds that once found a fault, how many steps it took, and how many nodes."""
     lines = REGRESSIONS.read_text(encoding="utf-8").splitlines()
-    words = [line.split() for line in lines if line and not line.startswith("#")]
-    return [(int(seed), int(steps)) for seed, steps, *_ in words]
+    words = [line.partition("#")[0].split() for line in lines]
+    return [
+        (int(seed), int(steps), *(map(int, nodes) if nodes else (1,))) for seed, steps, *nodes in filter(None, words)
+    ]
 
 
-def live_lives(seeds: range, folder: Path) -> None:
+def live_lives(seeds: range, folder: Path, nodes_count: int = 1) -> None:
     """Run seeds one after the other, each in a folder of its own."""
     for seed in seeds:
-        live_a_life(seed, folder / str(seed))
+        live_a_life(seed, folder / str(seed), nodes_count=nodes_count)
 
 
+@pytest.mark.parametrize("nodes_count", [1, 2])
 @pytest.mark.parametrize("block", range(4))
-def test_a_household_agrees_in_the_end_and_shuts_out_who_is_out(tmp_path, block):
+def test_a_household_agrees_in_the_end_and_shuts_out_who_is_out(tmp_path, block, nodes_count):
     first = 1_000 + block * SEEDS_PER_BLOCK
-    live_lives(range(first, first + SEEDS_PER_BLOCK), tmp_path)
+    live_lives(range(first, first + SEEDS_PER_BLOCK), tmp_path, nodes_count)
 
 
-@pytest.mark.parametrize(("seed", "steps_count"), found_seeds())
-def test_seeds_of_a_household_that_found_a_fault_stay_mended(tmp_path, seed, steps_count):
-    live_a_life(seed, tmp_path, steps_count)
+@pytest.mark.parametrize(("seed", "steps_count", "nodes_count"), found_seeds())
+def test_seeds_of_a_household_that_found_a_fault_stay_mended(tmp_path, seed, steps_count, nodes_count):
+    live_a_life(seed, tmp_path, steps_count, nodes_count)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("nodes_count", [1, 2, 3])
 @pytest.mark.parametrize("block", range(20))
-def test_a_household_agrees_over_many_seeds(tmp_path, block):
+def test_a_household_agrees_over_many_seeds(tmp_path, block, nodes_count):
     first = 10_000 + block * SLOW_SEEDS_PER_BLOCK
-    live_lives(range(first, first + SLOW_SEEDS_PER_BLOCK), tmp_path)
+    live_lives(range(first, first + SLOW_SEEDS_PER_BLOCK), tmp_path, nodes_count)
 
 
 # Controls: the simulation notices what it is there to notice.
@@ -85,3 +90,10 @@ def test_a_server_that_refuses_nothing_is_noticed(tmp_path, monkeypatch):
 
     with pytest.raises(AssertionError, match="seed"):
         live_lives(range(1_000, 1_030), tmp_path)
+
+
+def test_a_node_that_hears_no_fences_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(Fences, "heard", lambda self, space: None)
+
+    with pytest.raises((AssertionError, TimeoutError)):
+        live_lives(range(1_000, 1_030), tmp_path, nodes_count=2)

@@ -214,7 +214,7 @@ def build_services(
         neighbours.tell(SpaceGrown(space, seq, list(tellings)))
 
     changes = SpaceChanges(stores, logs, authority, registry, committer, tasks, tell_grown)
-    keyrings = Keyrings(stores.directory)
+    keyrings = Keyrings(stores.directory, is_shared=is_shared)
     blobs = build_blobs(settings, stores, authority, registry, people.session_ends, metrics, now_ms)
     changes.purge_more = blobs.chores.purge
     partitions = Partitions(stores.open_partitions)

@@ -19,45 +19,62 @@ from twinlock.protocol.space_log import SpaceLogState
 from twinlock.server.together import together
 
 WRAPPED_BYTES_MAX = 256
+TAG_BYTES = 8
 _decode_row = msgspec.msgpack.Decoder(KeyringRow).decode
 _encode = msgspec.msgpack.encode
 _NOBODY: Mapping[bytes, bytes] = {}
 
 
 class Keyrings:
-    """The rows of all spaces, as the directory keeps them."""
+    """The rows of all spaces, as the directory keeps them.
 
-    __slots__ = ("_directory",)
+    Two nodes may try to open the same epoch at once, and only the entry of one is appended. So on an engine of several
+    nodes each row lies under the commitment of its epoch too, and readers find those of the entry that the log has.
+    """
 
-    def __init__(self, directory: Directory) -> None:
+    __slots__ = ("_directory", "_is_shared")
+
+    def __init__(self, directory: Directory, *, is_shared: bool = False) -> None:
         self._directory = directory
+        self._is_shared = is_shared
 
-    async def store(self, space: SpaceId, rows: Iterable[KeyringRow]) -> None:
-        """Store rows, all at once: the engine commits them in one group."""
-        await together(self._directory.put(_key(space, row.epoch, row.account), _encode(row)) for row in rows)
+    async def store(self, space: SpaceId, rows: Iterable[KeyringRow], rules: SpaceLogState | None = None) -> None:
+        """Store rows that belong to some rules, all at once: the engine commits them in one group."""
+        await together(self._store(space, row, rules) for row in rows)
 
-    async def read(self, space: SpaceId, name: bytes, epoch: Epoch) -> KeyringRow | None:
+    async def read(
+        self, space: SpaceId, name: bytes, epoch: Epoch, rules: SpaceLogState | None = None
+    ) -> KeyringRow | None:
         """Return a key holder's row of an epoch, or the newest of an earlier one (a restored server may lack some)."""
-        record = await self._directory.get(_key(space, epoch, name))
-        if record is not None:
-            return _decode_row(record.value)
-        rows = [_decode_row(record.value) for record in (await self._directory.list(_prefix(space))).values()]
+        for key in _keys(space, epoch, name, rules):
+            record = await self._directory.get(key)
+            if record is not None:
+                return _decode_row(record.value)
+        held = await self._directory.list(_prefix(space))
+        rows = [(key, _decode_row(record.value)) for key, record in held.items()]
         return max(
-            (row for row in rows if row.account == name and row.epoch <= epoch),
+            (
+                row
+                for key, row in rows
+                if row.account == name and row.epoch <= epoch and key in _keys(space, row.epoch, name, rules)
+            ),
             key=lambda row: row.epoch,
             default=None,
         )
 
-    async def forget(self, space: SpaceId, epoch: Epoch, names: Iterable[bytes]) -> None:
+    async def forget(
+        self, space: SpaceId, epoch: Epoch, names: Iterable[bytes], rules: SpaceLogState | None = None
+    ) -> None:
         """Delete the rows of some who hold keys no longer."""
-        await together(self._directory.delete(_key(space, epoch, name)) for name in names)
+        keys = [key for name in names for key in _keys(space, epoch, name, rules)]
+        await together(self._directory.delete(key) for key in keys)
 
     async def forget_past(self, space: SpaceId, rules: SpaceLogState) -> None:
         """Keep the newest epoch's rows of those who hold its key; the links in the log lead back to earlier ones.
 
         Rows of others are what a try left whose entry was not appended; they wrap a key that never came to be.
         """
-        kept = {_key(space, rules.epoch, name) for name in rules.key_holders}
+        kept = {key for name in rules.key_holders for key in _keys(space, rules.epoch, name, rules)}
         to_come = f"{_prefix(space)}{rules.epoch + 1:08x}"
         keys = await self._directory.list(_prefix(space))
         await together(self._directory.delete(key) for key in keys if key < to_come and key not in kept)
@@ -66,6 +83,12 @@ class Keyrings:
         """Delete every row of a space."""
         keys = await self._directory.list(_prefix(space))
         await together(self._directory.delete(key) for key in keys)
+
+    async def _store(self, space: SpaceId, row: KeyringRow, rules: SpaceLogState | None) -> None:
+        tagged, *plain = _keys(space, row.epoch, row.account, rules)
+        # What came from a cluster to an engine of one process is replaced where it lies.
+        is_tagged = not plain or self._is_shared or await self._directory.get(tagged) is not None
+        await self._directory.put(tagged if is_tagged else plain[0], _encode(row))
 
 
 def check_rows(rows: Sequence[KeyringRow], rules: SpaceLogState, names: Iterable[bytes] | None = None) -> None:
@@ -100,5 +123,8 @@ def _prefix(space: SpaceId) -> str:
     return f"keyring/{space.hex()}/"
 
 
-def _key(space: SpaceId, epoch: Epoch, name: AccountId | bytes) -> str:
-    return f"{_prefix(space)}{epoch:08x}/{name.hex()}"
+def _keys(space: SpaceId, epoch: Epoch, name: AccountId | bytes, rules: SpaceLogState | None) -> list[str]:
+    """Return where a row may lie: under the commitment of its epoch, or without."""
+    plain = f"{_prefix(space)}{epoch:08x}/{name.hex()}"
+    opened = rules.epochs.get(epoch) if rules is not None else None
+    return [f"{plain}/{opened.dk_commit[:TAG_BYTES].hex()}", plain] if opened is not None else [plain]

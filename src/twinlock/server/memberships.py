@@ -83,7 +83,7 @@ class Memberships:
         except SignatureError as exc:
             raise InviteError("the link's secret is another one") from exc
         page = page_of((await self._logs.read(LogId(space.id)))[: rules.seq], request.after_seq)
-        row = await self._keyrings.read(space.id, request.invite, rules.epoch) if invite.takes_key else None
+        row = await self._keyrings.read(space.id, request.invite, rules.epoch, rules) if invite.takes_key else None
         return OpenInviteResult(page.entries, page.seq, row)
 
     async def _join(self, peer: Peer, request: Join) -> LogHead:

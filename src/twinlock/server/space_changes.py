@@ -92,7 +92,7 @@ class SpaceChanges:
         self._log = stores.log
         self._directory = stores.directory
         self._is_shared = stores.is_shared
-        self._keyrings = Keyrings(stores.directory)
+        self._keyrings = Keyrings(stores.directory, is_shared=stores.is_shared)
         self._tell_others = tell_others
         self.fences = Fences(stores, logs, committer, tasks, self._settle_alone)
         self._logs = logs
@@ -275,7 +275,10 @@ class SpaceChanges:
         if after.is_shredded:
             await self._directory.put(_SHREDDING + after.space.hex(), b"")
         await together(
-            (self._keyrings.store(after.space, rows), self.index(after.space, newcomers_between(before, after), COMING))
+            (
+                self._keyrings.store(after.space, rows, after),
+                self.index(after.space, newcomers_between(before, after), COMING),
+            )
         )
 
     async def _commit(
@@ -328,7 +331,7 @@ class SpaceChanges:
                 await self._keyrings.forget_past(space.id, after)
             else:
                 lost = before.key_holders.keys() - after.key_holders.keys()
-                await self._keyrings.forget(space.id, after.epoch, lost)
+                await self._keyrings.forget(space.id, after.epoch, lost, after)
             await self.index(space.id, gone_between(before, after), FORMER)
             await self.index(space.id, newcomers_between(before, after), PRESENT)
         except TwinlockError as error:

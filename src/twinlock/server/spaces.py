@@ -129,7 +129,7 @@ class Spaces:
             raise LogConflictError("the space exists, with other entries")
         if not held:
             await self._partitions.check(request.space)
-            await self._keyrings.store(request.space, request.keyring)
+            await self._keyrings.store(request.space, request.keyring, rules)
             await self._changes.index(request.space, rules.members, COMING)
         head = await self._logs.append(LogId(request.space), 0, request.entries)
         # This notes under which incarnation of the database the space was born.
@@ -177,7 +177,8 @@ class Spaces:
 
     async def _keyring(self, peer: Peer, request: ReadKeyring) -> KeyringRow:
         space, author = await self._as_member(peer, request.space)
-        row = await self._keyrings.read(space.id, author.account, space.sequencer.rules.epoch)
+        rules = space.sequencer.rules
+        row = await self._keyrings.read(space.id, author.account, rules.epoch, rules)
         if row is None:
             raise NotFoundError("this account has no row in the space's keyring")
         return row
@@ -189,11 +190,11 @@ class Spaces:
         rules = space.sequencer.rules
         if request.row.epoch == rules.epoch:
             check_rows([request.row], rules)
-            held = await self._keyrings.read(space.id, author.account, rules.epoch)
+            held = await self._keyrings.read(space.id, author.account, rules.epoch, rules)
             # No row is replaced on a device's word, which may be a thief's: it would lock the account's others out.
             # A restored server may hold one for a `kem` key that was replaced since.
             if held is None or held.epoch < request.row.epoch or len(space.births) > 1:
-                await self._keyrings.store(space.id, [request.row])
+                await self._keyrings.store(space.id, [request.row], rules)
         elif request.row.epoch not in rules.epochs:
             raise InvalidCallError("a keyring row of an unknown epoch")
         return Nothing()

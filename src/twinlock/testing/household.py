@@ -25,6 +25,7 @@ from twinlock.protocol.proofs import lease_message
 from twinlock.protocol.space_log import Role, SpaceLogState
 from twinlock.protocol.space_rules import replay_space
 from twinlock.sealing.identity import DeviceKeys
+from twinlock.server.keyrings import TAG_BYTES
 from twinlock.testing.simulated_node import ORIGIN, Crowd, Node
 from twinlock.testing.virtual_time import run_in_virtual_time
 
@@ -404,8 +405,12 @@ class Household:
         try:
             self.node.keys.now(lambda: self.node.keys.inner.lease(asking, request))
         except LeaseRefusedError:
+            tag = log.epochs[log.epoch].dk_commit[:TAG_BYTES].hex()
             row = f"keyring/{self.space.hex()}/{log.epoch:08x}/{account.hex()}"
-            assert await self.node.directory.get(row) is None, f"{where}: the newest key is wrapped to {person.name}"
+            for key in (row, f"{row}/{tag}"):
+                assert await self.node.directory.get(key) is None, (
+                    f"{where}: the newest key is wrapped to {person.name}"
+                )
             return
         raise AssertionError(f"{where}: {person.name} is no member and got a lease")
 
