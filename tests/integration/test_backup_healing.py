@@ -87,6 +87,7 @@ async def test_devices_bring_back_what_was_acknowledged_after_the_backup(world, 
     assert not a.quarantine.get("home")
 
 
+@pytest.mark.slow
 async def test_a_device_that_missed_everything_reads_what_others_healed(world, store):
     b = await world.device("b")
     await b.synced()
@@ -107,6 +108,7 @@ async def test_a_device_that_missed_everything_reads_what_others_healed(world, s
     assert len(await settled(todos, late.space("home").collection("todos"), count=5)) == 5
 
 
+@pytest.mark.slow
 async def test_what_only_an_absent_device_has_comes_back_with_it(world, store):
     """Acknowledged, delivered to nobody else, lost with the server: its author sends it again."""
     a = await world.device("a")
@@ -129,6 +131,7 @@ async def test_what_only_an_absent_device_has_comes_back_with_it(world, store):
     assert len(await settled(a.space("home").collection("todos"), theirs, count=3)) == 3
 
 
+@pytest.mark.slow
 async def test_a_backup_made_while_devices_write_restores_to_a_moment_of_each_space(world, store):
     a = await world.device("a")
     todos = a.space("home").collection("todos")

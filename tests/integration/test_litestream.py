@@ -75,6 +75,7 @@ def folder(account_template, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 async def test_a_lost_disk_comes_back_and_devices_heal_the_last_moments(folder):
     with ServerProcess(folder / "server") as server:
