@@ -46,7 +46,7 @@ class Load:
         self.spaces = []
         self._verify_pks: dict[str, bytes] = {}
 
-    async def prepare(self, spaces: int = 4, writers: int = 2, readers: int = 1, pace_s: float = 0.02) -> None:
+    async def prepare(self, spaces: int = 4, writers: int = 2, readers: int = 1, pace_s: float = 0.05) -> None:
         """Sign up, certify the devices and create the spaces."""
         await self._world.sign_up()
         wire = await self._world.open()

@@ -181,6 +181,8 @@ class LoadClient:
         self._sent_upto = 0
         self._session = ClientSession(self._identity, f"ws://127.0.0.1:{port}", None, os.urandom, self._ticket)
         self._socket = socket = _Socket(self._receive)
+        # A handshake that is given up still ends some time; nobody waits for that.
+        socket.opened.add_done_callback(lambda opened: opened.cancelled() or opened.exception())
         async with asyncio.timeout(CONNECT_S_MAX):
             await shake_hands(socket, port)
         socket.closed.add_done_callback(lambda _: self._wake.set())
