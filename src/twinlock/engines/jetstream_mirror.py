@@ -23,6 +23,11 @@ from twinlock.errors import StoreError
 
 REMOTE_SECONDS = 2.0
 NO_CLUSTER = 10074
+NO_PEERS = 10005
+_PLACE_SECONDS = 10.0
+_PLACE_AGAIN_SECONDS = 0.3
+"""A cluster that has just started does not see all of its servers at once."""
+
 _REMOTE_TRIES = 3
 _CREATE_SECONDS = 30.0
 _CONFIG = "twinlock-first-site"
@@ -150,13 +155,24 @@ class SecondSite:
             "metadata": {_CONFIG: json.dumps({key: config[key] for key in _PROMOTED if key in config})},
             **{key: config[key] for key in _COPIED if key in config},
         }
-        try:
-            await self._api.call(f"STREAM.CREATE.{name}", made, _CREATE_SECONDS)
-        except ApiError as error:
-            if replicas or error.failure.err_code != NO_CLUSTER:
-                raise
-            await self._api.call(f"STREAM.CREATE.{name}", {**made, "num_replicas": 1}, _CREATE_SECONDS)
+        await self._make(made, is_given=replicas > 0)
         return True
+
+    async def _make(self, config: dict[str, Any], *, is_given: bool) -> None:
+        """Make a copy; with fewer replicas on a single server, and once all servers of the site are seen."""
+        ends = asyncio.get_running_loop().time() + _PLACE_SECONDS
+        while True:
+            try:
+                await self._api.call(f"STREAM.CREATE.{config['name']}", config, _CREATE_SECONDS)
+            except ApiError as error:
+                if error.failure.err_code == NO_CLUSTER and not is_given and config["num_replicas"] > 1:
+                    config = {**config, "num_replicas": 1}
+                elif error.failure.err_code != NO_PEERS or asyncio.get_running_loop().time() > ends:
+                    raise
+                else:
+                    await asyncio.sleep(_PLACE_AGAIN_SECONDS)
+            else:
+                return
 
     async def _promote(self, config: dict[str, Any], at_ms: int) -> None:
         metadata = dict(config.get("metadata") or {})
@@ -203,7 +219,7 @@ class SecondSite:
         first = await self.first_site()
         if not first:
             return None
-        subject = f"$JS.{first}.API.STREAM.LIST".encode()
+        subject = f"$JS.{first}.API.STREAM.LIST"
         for _ in range(tries):
             answer = await self._api.connection.request(subject, msgspec.json.encode(request), REMOTE_SECONDS)
             if answer is not None and answer.status == 0:
