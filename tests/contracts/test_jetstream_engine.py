@@ -126,7 +126,7 @@ async def test_a_lost_connection_is_made_again_and_nothing_is_missed(connect):
     there.broker.on_gap(lambda: gaps.append(1))
     await here.log.append(chain.space, chain.take(1), NOW_MS)
 
-    there.connection._link.fail("a test")
+    there.connection._client._transport._io_writer.transport.abort()
     for _ in range(5):
         await here.log.append(chain.space, chain.take(1), NOW_MS)
     await there.log.append(chain.space, Chain(chain.space).take(1), NOW_MS)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from twinlock.engines import jetstream_wire as wire
 from twinlock.engines.jetstream_format import (
     PLACES,
     LogMessage,
@@ -18,67 +17,15 @@ from twinlock.engines.jetstream_format import (
     shards_of_prefix,
     subject_to_key,
 )
+from twinlock.engines.jetstream_message import Message
 from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import SpaceId
 
 
-class Heard(wire.Listener):
-    def __init__(self):
-        self.told = []
-
-    def on_message(self, subscription, message):
-        self.told.append((subscription, message.subject, message.headers, message.payload))
-
-    def on_control(self, verb, rest):
-        self.told.append((verb, rest))
-
-
-STREAM = (
-    b'INFO {"a":1}\r\n+OK\r\n'
-    b"MSG a.b 7 5\r\nhello\r\n"
-    b"MSG a.b 7 reply.to 0\r\n\r\n"
-    b"HMSG x 1 17 19\r\nNATS/1.0\r\nA: \r\n\r\n\r\n\r\n"
-    b"PING\r\nping\r\n-ERR 'no'\r\n"
-)
-TOLD = [
-    (b"INFO", b'{"a":1}'),
-    (b"+OK", b""),
-    (7, b"a.b", b"", b"hello"),
-    (7, b"a.b", b"", b""),
-    (1, b"x", b"NATS/1.0\r\nA: \r\n\r\n", b"\r\n"),
-    (b"PING", b""),
-    (b"PING", b""),
-    (b"-ERR", b"'no'"),
-]
-
-
-def feed(*pieces):
-    heard = Heard()
-    parser = wire.Parser(heard)
-    for piece in pieces:
-        parser.feed(piece)
-    return heard.told
-
-
-def test_a_stream_is_read_the_same_however_it_is_cut():
-    assert feed(STREAM) == TOLD
-    for at in range(len(STREAM)):
-        assert feed(STREAM[:at], STREAM[at:]) == TOLD
-    assert feed(*(STREAM[at : at + 1] for at in range(len(STREAM)))) == TOLD
-
-
-@pytest.mark.parametrize("line", [b"MSG\r\n", b"MSG a b c\r\n", b"HMSG a 1 x 4\r\n"])
-def test_what_is_no_message_is_refused(line):
-    with pytest.raises(StoreError):
-        feed(line)
-
-
 def test_headers_and_statuses_are_read():
-    message = wire.Message(b"s", b"NATS/1.0 404 Message Not Found\r\nNats-Sequence: 12\r\nA: b\r\n\r\n", b"")
-    assert (message.status, message.number(b"Nats-Sequence"), message.header(b"A")) == (404, 12, b"b")
-    assert (message.number(b"B"), message.header(b"Sequence")) == (0, None)
-    assert wire.Message(b"s", wire.header_lines(Nats_Expected=3), b"").number(b"Nats-Expected") == 3
-    assert wire.Message(b"s", b"", b"").status == 0
+    message = Message("s", b"", {"Status": "404", "Nats-Sequence": "12"})
+    assert (message.status, message.number("Nats-Sequence"), message.number("Nats-Last-Sequence")) == (404, 12, 0)
+    assert Message("s", b"").status == 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from twinlock.errors import StoreError
 
 if TYPE_CHECKING:
     from twinlock.engines.jetstream_connection import Connection
-    from twinlock.engines.jetstream_wire import Message
+    from twinlock.engines.jetstream_message import Message
 
 ANSWER_SECONDS = 5.0
 SERVERS_SECONDS = 1.0
@@ -106,7 +106,7 @@ async def ask(connection: Connection, subject: str, body: dict[str, Any] | None 
         StoreError: there was no answer, or it is an error.
     """
     payload = json.dumps(body).encode() if body else b""
-    message = await connection.request(subject.encode(), payload, ANSWER_SECONDS)
+    message = await connection.request(subject, payload, ANSWER_SECONDS)
     if message is None or not message.payload:
         raise StoreError(f"JetStream does not answer {subject}")
     answer: dict[str, Any] = json.loads(message.payload)
@@ -167,7 +167,7 @@ async def read_servers(connection: Connection) -> list[ServerFacts]:
             done.set()
         return is_all
 
-    end = connection.ask(b"$SYS.REQ.SERVER.PING.VARZ", b"", answered, seconds=SERVERS_SECONDS)
+    end = connection.ask("$SYS.REQ.SERVER.PING.VARZ", b"", answered, seconds=SERVERS_SECONDS)
     try:
         await done.wait()
     finally:

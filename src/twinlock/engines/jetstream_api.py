@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from twinlock.engines.jetstream_connection import Connection
-from twinlock.engines.jetstream_wire import STATUS_BATCH_END, STATUS_NO_RESPONDERS, STATUS_NOT_FOUND, Message
+from twinlock.engines.jetstream_message import STATUS_BATCH_END, STATUS_NO_RESPONDERS, STATUS_NOT_FOUND, Message
 from twinlock.errors import StoreError
 
 PATIENCE_SECONDS = 20.0
@@ -26,6 +27,9 @@ CALLS_MAX = 256
 RETRY_AFTER_MS = 1_000
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+GUARD = "Nats-Expected-Last-Subject-Sequence"
+"""The header that names the number of the last message of a subject that a node knows."""
+
 WRONG_LAST = frozenset({10071, 10164})
 _PASSING_CODE = 503
 
@@ -120,7 +124,7 @@ class Api:
         """
         messages, end = await self.page_to_end(stream, request)
         if end.status not in (STATUS_NOT_FOUND, STATUS_BATCH_END):
-            raise StoreError(f"reading was refused: {end.headers[:80]!r}")
+            raise StoreError(f"reading was refused: {end.status}")
         return messages
 
     async def page_to_end(self, stream: str, request: dict[str, Any]) -> tuple[list[Message], Message]:
@@ -129,7 +133,7 @@ class Api:
         Raises:
             StoreError: nobody answers.
         """
-        subject, payload = f"$JS.API.DIRECT.GET.{stream}".encode(), _encode.encode(request)
+        subject, payload = f"$JS.API.DIRECT.GET.{stream}", _encode.encode(request)
         ends, seconds = self._now() + PATIENCE_SECONDS, READ_TRY_SECONDS
         while True:
             answers = await self.connection.request_many(subject, payload, seconds, _is_batch_end)
@@ -138,14 +142,16 @@ class Api:
             seconds = min(2 * seconds, TRY_SECONDS)
             await self._wait(ends, "reading")
 
-    async def store(self, subject: str, payload: bytes, headers: bytes, seconds: float) -> PublishAnswer | None:
+    async def store(
+        self, subject: str, payload: bytes, headers: Mapping[str, str], seconds: float
+    ) -> PublishAnswer | None:
         """Have a message stored; None if it is not known what came of it."""
-        message = await self.connection.request(subject.encode(), payload, seconds, headers)
+        message = await self.connection.request(subject, payload, seconds, headers)
         return None if message is None else read_answer(message)
 
     async def _ask(self, what: str, request: dict[str, Any], seconds: float) -> bytes:
         """Ask until there is an answer that lasts."""
-        subject, payload = f"$JS.API.{what}".encode(), _encode.encode(request)
+        subject, payload = f"$JS.API.{what}", _encode.encode(request)
         ends = self._now() + seconds
         while True:
             async with self._room:

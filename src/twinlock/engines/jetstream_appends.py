@@ -14,6 +14,7 @@ from functools import partial
 
 from twinlock.contracts.log import Append, Done, Outcome
 from twinlock.engines.jetstream_api import (
+    GUARD,
     PATIENCE_SECONDS,
     RETRY_AFTER_MS,
     RETRY_SECONDS,
@@ -24,8 +25,8 @@ from twinlock.engines.jetstream_api import (
 from twinlock.engines.jetstream_connection import Connection
 from twinlock.engines.jetstream_format import MessageKind, encode_message
 from twinlock.engines.jetstream_live import Live
+from twinlock.engines.jetstream_message import Message
 from twinlock.engines.jetstream_tail import Flight, Reached, SpaceTail, Waiting
-from twinlock.engines.jetstream_wire import Message
 from twinlock.errors import OverloadedError, StoreError, TwinlockError
 from twinlock.ids import SpaceId, short
 
@@ -38,7 +39,6 @@ WAITING_BYTES_MAX = 64 << 20
 """Bytes that may wait for the cluster or be on their way; past it callers are told to come later."""
 
 OVERLOAD_RETRY_MS = 200
-_GUARD = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
 
 
 class Batch:
@@ -128,7 +128,7 @@ class Appends:
             encode_message(flight.message),
             partial(self._answered, tail, flight),
             seconds=ANSWER_SECONDS,
-            headers=_GUARD % flight.guard,
+            headers={GUARD: str(flight.guard)},
         )
 
     def _answered(self, tail: SpaceTail, flight: Flight, message: Message | None) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from twinlock.contracts.broker import Broker, Receiver, Subject
 from twinlock.engines.jetstream_connection import Connection
 from twinlock.engines.jetstream_format import Names
-from twinlock.engines.jetstream_wire import Message
+from twinlock.engines.jetstream_message import Message
 
 
 class JetstreamBroker(Broker):
@@ -24,14 +24,14 @@ class JetstreamBroker(Broker):
 
     def publish(self, subject: Subject, message: bytes) -> None:
         """Hand a message to every other node that is subscribed now."""
-        self._connection.publish(f"{self._prefix}.{subject}".encode(), message)
+        self._connection.publish(f"{self._prefix}.{subject}", message)
 
     def subscribe(self, subject: Subject, receiver: Receiver) -> Callable[[], None]:
         """Call `receiver` with every later message of a subject; return what ends it."""
         token = object()
         if subject not in self._receivers:
             self._receivers[subject] = {}
-            name = f"{self._prefix}.{subject}".encode()
+            name = f"{self._prefix}.{subject}"
             self._ends[subject] = self._connection.subscribe(name, lambda message: self._deliver(subject, message))
         self._receivers[subject][token] = receiver
 

@@ -299,7 +299,7 @@ class Cluster:
 
     async def _syncs_always(self) -> bool | None:
         """Ask the server itself; only a user of the system account is answered."""
-        answer = await self._api.connection.request(b"$SYS.REQ.SERVER.PING.VARZ", b"", _STATUS_SECONDS)
+        answer = await self._api.connection.request("$SYS.REQ.SERVER.PING.VARZ", b"", _STATUS_SECONDS)
         if answer is None or answer.status:
             return None
         varz = msgspec.json.decode(answer.payload).get("data") or {}

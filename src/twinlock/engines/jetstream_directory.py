@@ -15,6 +15,7 @@ from typing import Any
 
 from twinlock.contracts.directory import Change, Directory, Record, check_record
 from twinlock.engines.jetstream_api import (
+    GUARD,
     PATIENCE_SECONDS,
     RETRY_AFTER_MS,
     RETRY_SECONDS,
@@ -34,8 +35,8 @@ from twinlock.engines.jetstream_format import (
     shards_of_prefix,
     subject_to_key,
 )
+from twinlock.engines.jetstream_message import STATUS_TOO_MANY, Message
 from twinlock.engines.jetstream_newest import Newest
-from twinlock.engines.jetstream_wire import STATUS_TOO_MANY, Message, header_lines
 from twinlock.engines.one_process import ChangeWatchers
 from twinlock.errors import RevisionError, StoreError
 
@@ -50,7 +51,8 @@ DELETED_SECONDS = 3_600
 MATCHES_MAX = 1_000
 """Above so many keys a list is read by their names; JetStream answers at most 1,024 at once."""
 
-_DELETED = b"KV-Operation: DEL"
+_OPERATION = "KV-Operation"
+_DELETED = "DEL"
 
 
 class JetstreamDirectory(Directory):
@@ -74,7 +76,7 @@ class JetstreamDirectory(Directory):
     async def put(self, key: str, value: bytes, expect_revision: int | None = None) -> int:
         """Store durably and return the new revision."""
         check_record(key, value)
-        return await self._write(key, value, expect_revision, b"")
+        return await self._write(key, value, expect_revision, "")
 
     async def delete(self, key: str, expect_revision: int | None = None) -> None:
         """Delete a key."""
@@ -119,9 +121,9 @@ class JetstreamDirectory(Directory):
 
     # Writing.
 
-    async def _write(self, key: str, value: bytes, expected: int | None, operation: bytes) -> int:
+    async def _write(self, key: str, value: bytes, expected: int | None, operation: str) -> int:
         """Store a message with a guard, and find out what came of it if nobody tells."""
-        identifier = secrets.token_hex(8).encode()
+        identifier = secrets.token_hex(8)
         guard = await self._guard_for_any(key) if expected is None else expected
         is_unknown = False
         ends = asyncio.get_running_loop().time() + PATIENCE_SECONDS
@@ -137,7 +139,7 @@ class JetstreamDirectory(Directory):
                 is_unknown = True
                 await asyncio.sleep(RETRY_SECONDS)
             last = await self._last(key)
-            if last is not None and identifier in last.hdrs:
+            if last is not None and identifier.encode() in last.hdrs:
                 return last.seq
             number = 0 if last is None else last.seq
             if number != guard:
@@ -164,12 +166,10 @@ class JetstreamDirectory(Directory):
         last = await self._last(key)
         return 0 if last is None else last.seq
 
-    async def _store(
-        self, key: str, value: bytes, guard: int, identifier: bytes, operation: bytes
-    ) -> PublishAnswer | None:
-        headers = header_lines(Nats_Expected_Last_Subject_Sequence=guard, Tw_Id=identifier)
+    async def _store(self, key: str, value: bytes, guard: int, identifier: str, operation: str) -> PublishAnswer | None:
+        headers = {GUARD: str(guard), "Tw-Id": identifier}
         if operation:
-            headers = headers[:-2] + b"%b\r\nNats-TTL: %d\r\n\r\n" % (operation, DELETED_SECONDS)
+            headers |= {_OPERATION: operation, "Nats-TTL": str(DELETED_SECONDS)}
         return await self._api.store(self._subject(key), value, headers, TRY_SECONDS)
 
     # Reading.
@@ -207,11 +207,11 @@ class JetstreamDirectory(Directory):
         request = {"multi_last": subjects, "batch": MATCHES_MAX}
         while True:
             messages, end = await self._api.page_to_end(stream, request)
-            if end.status == STATUS_TOO_MANY or end.number(b"Nats-Num-Pending") > 0:
+            if end.status == STATUS_TOO_MANY or end.number("Nats-Num-Pending") > 0:
                 return None
             # A replica that finds nothing does not tell how far it is; an empty answer is asked of the leader.
             is_current = (
-                end.number(b"Nats-UpTo-Sequence") >= known if messages else await self._is_empty(stream, subjects)
+                end.number("Nats-UpTo-Sequence") >= known if messages else await self._is_empty(stream, subjects)
             )
             if is_current:
                 return dict(_read(messages, len(prefix)))
@@ -251,21 +251,21 @@ class JetstreamDirectory(Directory):
 
     def _subscribe(self, shard: int) -> Callable[[], None]:
         prefix = self._names.directory_live_prefix(shard)
-        return self._api.connection.subscribe(f"{prefix}>".encode(), partial(self._on_live, shard, len(prefix)))
+        return self._api.connection.subscribe(f"{prefix}>", partial(self._on_live, shard, len(prefix)))
 
     def _on_gap(self) -> None:
         self._seen.clear()
         self._watchers.overrun()
 
     def _on_live(self, shard: int, skip: int, message: Message) -> None:
-        number = message.number(b"Nats-Sequence")
+        number = message.number("Nats-Sequence")
         seen = self._seen.get(shard, number - 1)
         self._seen[shard] = number
         if number > seen + 1:
             # One was lost on its way: only a new list tells what.
             self._watchers.overrun()
-        key = subject_to_key(message.subject[skip:].decode())
-        record = None if _DELETED in message.headers else Record(message.payload, number)
+        key = subject_to_key(message.subject[skip:])
+        record = None if message.headers.get(_OPERATION) == _DELETED else Record(message.payload, number)
         self._watchers.tell(Change(key, record))
 
 
@@ -275,13 +275,13 @@ def _call_all(calls: Iterable[Callable[[], None]]) -> None:
 
 
 def _record(message: StoredMessage | None) -> Record | None:
-    if message is None or _DELETED in message.hdrs:
+    if message is None or f"{_OPERATION}: {_DELETED}".encode() in message.hdrs:
         return None
     return Record(message.data, message.seq)
 
 
 def _read(messages: Iterable[Message], skip: int) -> Iterable[tuple[str, Record]]:
     for message in messages:
-        if _DELETED not in message.headers:
-            subject = message.header(b"Nats-Subject") or b""
-            yield subject_to_key(subject[skip:].decode()), Record(message.payload, message.number(b"Nats-Sequence"))
+        if message.headers.get(_OPERATION) != _DELETED:
+            subject = message.headers.get("Nats-Subject", "")
+            yield subject_to_key(subject[skip:]), Record(message.payload, message.number("Nats-Sequence"))

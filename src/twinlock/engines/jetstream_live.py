@@ -26,10 +26,10 @@ from twinlock.engines.jetstream_format import (
     decode_message,
     partition_of,
 )
+from twinlock.engines.jetstream_message import Message
 from twinlock.engines.jetstream_reads import Reads
 from twinlock.engines.jetstream_starts import Checkpoint, Start, Starts, StoredHead
 from twinlock.engines.jetstream_tail import Following, SpaceTail, foreign_of
-from twinlock.engines.jetstream_wire import Message
 from twinlock.errors import ClosedError, StoreError, TwinlockError
 from twinlock.ids import Counter, EnvelopeId, Seq, SpaceId, short
 
@@ -115,7 +115,7 @@ class Live:
         if tail is None:
             if len(self.tails) >= TAILS_MAX:
                 self._forget_some()
-            tail = self.tails[space] = SpaceTail(space, self._names.log_subject(space).encode())
+            tail = self.tails[space] = SpaceTail(space, self._names.log_subject(space))
             self._load_later(tail)
         elif not tail.is_loaded and tail.loading is None:
             self._load_later(tail)
@@ -311,7 +311,7 @@ class Live:
         """Have a tail's live messages sent to this node."""
         if tail.stop_live is not None:
             return
-        subject = self._names.live_subject(tail.space).encode()
+        subject = self._names.live_subject(tail.space)
         tail.stop_live = self._api.connection.subscribe(subject, partial(self._on_live, tail))
         if tail.is_loaded:
             # What came since it was loaded, and before the subscription.
@@ -358,10 +358,10 @@ class Live:
             following.follower(Foreign(entries, foreign.note))
 
     def _on_live(self, tail: SpaceTail, message: Message) -> None:
-        number = message.number(b"Nats-Sequence")
+        number = message.number("Nats-Sequence")
         if number <= tail.last and tail.is_loaded:
             return
-        before = message.number(b"Nats-Last-Sequence")
+        before = message.number("Nats-Last-Sequence")
         if tail.is_loaded and before == tail.last:
             self.arrive(tail, number, decode_message(message.payload))
             self.arrived(tail)
@@ -439,8 +439,8 @@ class Live:
             some = {self._names.log_subject(tail.space): tail for tail in tails[first : first + AUDIT_SPACES]}
             request = {"multi_last": list(some), "batch": AUDIT_SPACES}
             for message in await self._api.page(self._names.log_stream(partition), request):
-                tail = some.get((message.header(b"Nats-Subject") or b"").decode())
-                number = message.number(b"Nats-Sequence")
+                tail = some.get(message.headers.get("Nats-Subject", ""))
+                number = message.number("Nats-Sequence")
                 if tail is not None and number > tail.last:
                     tail.wanted = max(tail.wanted, number)
                     self._fill_later(tail)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from twinlock.engines.jetstream_api import PATIENCE_SECONDS, RETRY_AFTER_MS, Api, StoredMessage
-from twinlock.engines.jetstream_wire import Message
+from twinlock.engines.jetstream_message import Message
 from twinlock.errors import StoreError, TwinlockError
 
 ALONE_MAX = 4
@@ -93,11 +93,11 @@ class Newest:
         while True:
             messages, end = await self._api.page_to_end(stream, request)
             found = dict([_stored(message) for message in messages])
-            if not messages or end.number(b"Nats-Num-Pending") > 0:
+            if not messages or end.number("Nats-Num-Pending") > 0:
                 # A replica that finds nothing does not tell how far it is, and one that stops early not what is left.
                 answers = await asyncio.gather(*(self._api.last(stream, subject) for subject in subjects))
                 return dict(zip(subjects, answers, strict=True))
-            if end.number(b"Nats-UpTo-Sequence") >= known:
+            if end.number("Nats-UpTo-Sequence") >= known:
                 return {subject: found.get(subject) for subject in subjects}
             if asyncio.get_running_loop().time() > ends:
                 raise StoreError("no replica is up to date", retry_after_ms=RETRY_AFTER_MS)
@@ -105,5 +105,6 @@ class Newest:
 
 
 def _stored(message: Message) -> tuple[str, StoredMessage]:
-    subject = (message.header(b"Nats-Subject") or b"").decode()
-    return subject, StoredMessage(message.number(b"Nats-Sequence"), subject, message.headers, message.payload)
+    subject = message.headers.get("Nats-Subject", "")
+    headers = "\r\n".join(f"{name}: {value}" for name, value in message.headers.items()).encode()
+    return subject, StoredMessage(message.number("Nats-Sequence"), subject, headers, message.payload)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import ssl
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -21,6 +21,11 @@ class Address(msgspec.Struct, frozen=True):
 
     host: str
     port: int
+
+    @property
+    def netloc(self) -> str:
+        """Host and port as they stand in an address."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class NatsOptions(msgspec.Struct, frozen=True):
@@ -88,21 +93,30 @@ class NatsOptions(msgspec.Struct, frozen=True):
             raise StoreError(f"the certificates for NATS cannot be used: {exc.strerror or exc}") from exc
         return context
 
-    def proofs(self, nonce: str) -> dict[str, str]:
-        """Return what a `CONNECT` says of who we are, with the server's nonce signed.
+    def connect_arguments(self, address: Address) -> dict[str, Any]:
+        """Return what `nats.connect` is told of one server and of who we are.
 
         Raises:
-            StoreError: the seed cannot be read.
+            StoreError: a file cannot be read, or holds something else.
         """
+        told: dict[str, Any] = {
+            "servers": [f"{'tls' if self.is_tls else 'nats'}://{address.netloc}"],
+            "name": "twinlock",
+        }
+        if self.is_tls:
+            told |= {"tls": self.tls_context(), "tls_hostname": address.host}
         if self.creds_file:
-            return {"jwt": _section(self.creds_file, "JWT"), **_signed(_section(self.creds_file, "SEED"), nonce)}
-        if self.nkey_file:
-            seed = _read(self.nkey_file).strip()
-            return {"nkey": _public_key(seed), **_signed(seed, nonce)}
-        return {"user": self.user, "pass": self.password} if self.user else {}
+            _check_file(self.creds_file)
+            told["user_credentials"] = self.creds_file
+        elif self.nkey_file:
+            _check_seed(self.nkey_file)
+            told["nkeys_seed"] = self.nkey_file
+        elif self.user:
+            told |= {"user": self.user, "password": self.password}
+        return told
 
 
-def _read(path: str) -> str:
+def _check_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")
     except (OSError, ValueError) as exc:
@@ -110,32 +124,8 @@ def _read(path: str) -> str:
         raise StoreError(f"{Path(path).name} cannot be read") from exc
 
 
-def _section(path: str, name: str) -> str:
-    """Return what stands between the BEGIN and END lines of a part of a credentials file."""
-    lines = _read(path).splitlines()
-    marks = [place for place, line in enumerate(lines) if name in line and line.startswith("---")]
-    if len(marks) < 2:
-        raise StoreError(f"{Path(path).name} is no credentials file of NATS")
-    return "".join(lines[marks[0] + 1 : marks[1]]).strip()
-
-
-def _signed(seed: str, nonce: str) -> dict[str, str]:
-    pair = _pair(seed)
-    signature = pair.sign(nonce.encode())
-    pair.wipe()
-    return {"sig": base64.b64encode(signature).decode()}
-
-
-def _public_key(seed: str) -> str:
-    pair = _pair(seed)
-    public: bytes = pair.public_key
-    text = public.decode()
-    pair.wipe()
-    return text
-
-
-def _pair(seed: str) -> nkeys.KeyPair:
+def _check_seed(path: str) -> None:
     try:
-        return nkeys.from_seed(bytearray(seed.encode()))
+        nkeys.from_seed(bytearray(_check_file(path).strip().encode())).wipe()
     except nkeys.NkeysError as exc:
-        raise StoreError("the seed for NATS is no nkey seed") from exc
+        raise StoreError(f"{Path(path).name} holds no nkey seed") from exc

@@ -73,7 +73,7 @@ class Reads:
             "next_by_subj": self._names.log_subject(space),
         }
         messages = await self._api.page(self._names.log_stream(partition_of(space)), request)
-        return [(message.number(b"Nats-Sequence"), decode_message(message.payload)) for message in messages]
+        return [(message.number("Nats-Sequence"), decode_message(message.payload)) for message in messages]
 
     async def page_upto(
         self, space: SpaceId, first: int, upto: int, bytes_max: int = PAGE_BYTES, count: int = PAGE_MESSAGES

@@ -154,7 +154,7 @@ class SpaceTail:
         "watchers",
     )
 
-    def __init__(self, space: SpaceId, subject: bytes) -> None:
+    def __init__(self, space: SpaceId, subject: str) -> None:
         self.space = space
         self.subject = subject
         self.is_loaded = False
