@@ -12,14 +12,10 @@ from twinlock.ids import Incarnation, Seq, SpaceId
 
 BIRTHS = "birth/"
 SIGNED_LOGS = "log/"
-_NOT_CARRIED = (
-    "heads/",
-    "start/",
-    "changing/",
-    "node/",
-    "nodes/",
-    "mirror/",
-)
+IDENTITY_KEY = "cluster/identity"
+"""Which server the nodes of a cluster are: written by the first that starts, also on a cluster that is still empty."""
+
+_NOT_CARRIED = ("heads/", "start/", "changing/")
 _NOT_CARRIED_KEYS = frozenset({"probe", "chores", "cluster/settings", MOVING_KEY})
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from twinlock.backup.blob_table import read_blob
-from twinlock.backup.carried import BIRTHS, birth_key, is_carried, with_birth
+from twinlock.backup.carried import BIRTHS, IDENTITY_KEY, birth_key, is_carried, with_birth
 from twinlock.backup.checking import ChainCheck
 from twinlock.backup.chunks import HELD_CHUNKS, Chunks
 from twinlock.backup.format import BlobRow, Manifest, RecordRow, Run, Segment, SpaceRow, heads_in
@@ -87,7 +87,7 @@ async def check_empty(into: Holdings) -> None:
     if await into.log.spaces(SpaceId(b""), 1):
         raise StoreError("the engine to restore into has spaces already: name an empty one")
     async for key, _ in into.directory.scan():
-        if is_carried(key) or key == MOVING_KEY:
+        if (is_carried(key) and key != IDENTITY_KEY) or key == MOVING_KEY:
             raise StoreError("the engine to restore into has records already: name an empty one")
 
 
