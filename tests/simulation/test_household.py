@@ -89,11 +89,11 @@ def test_a_server_that_refuses_nothing_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(Sequencer, "_check", lambda self, envelope, author: None)
 
     with pytest.raises(AssertionError, match="seed"):
-        live_lives(range(1_000, 1_030), tmp_path)
+        live_lives(range(1_017, 1_047), tmp_path, nodes_count=2)
 
 
 def test_a_node_that_hears_no_fences_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(Fences, "heard", lambda self, space: None)
 
     with pytest.raises((AssertionError, TimeoutError)):
-        live_lives(range(1_000, 1_030), tmp_path, nodes_count=2)
+        live_lives(range(1_009, 1_039), tmp_path, nodes_count=2)
