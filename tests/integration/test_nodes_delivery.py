@@ -226,12 +226,13 @@ async def test_a_node_that_goes_down_hands_its_devices_over(town, house, here, t
     assert metric(there, "nodes_alive") == 1
 
 
-async def test_what_waits_too_long_for_the_engine_is_refused_with_a_time_to_come_back(town, house, monkeypatch):
+async def test_what_waits_too_long_for_the_engine_is_refused_with_a_time_to_come_back(town, here, house, monkeypatch):
     monkeypatch.setattr("twinlock.server.commit.WAITING_S_MAX", 0.05)
     chain = house.owner.chain()
     town.chance.choice = lambda pauses: 0.3
     await house.wire.push(house.space, chain.next())
     await asyncio.sleep(0.1)
+    assert (metric(here, "waiting_pushes"), metric(here, "waiting_bytes")) == (1, 376)
     await house.wire.push(house.space, chain.next())
     reject = await house.wire.next(Reject)
 

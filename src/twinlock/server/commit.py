@@ -69,6 +69,9 @@ class Committer:
         self.waiting_bytes = 0
         """Bytes of those pushes."""
 
+        metrics.waiting_pushes.set_function(lambda: self.in_flight)
+        metrics.waiting_bytes.set_function(lambda: self.waiting_bytes)
+
     def submit(self, space: ServedSpace, push: WaitingPush) -> None:
         """Queue a push; all that is queued in one loop turn goes to the log in one call."""
         is_answered = push.refusal is None or not (space.waiting or space.is_appending)
