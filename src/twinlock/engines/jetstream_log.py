@@ -96,6 +96,9 @@ class JetstreamLog(Log):
         """Return entries after a seq, from `start` on, in order, as far as the leader has them now."""
         last = await self._live.reads.last(space)
         tail = self._live.tails.get(space)
+        if tail is not None and tail.is_loaded:
+            # A leader that was just replaced may know less than this node was told: none of that is missing.
+            last = max(last, tail.last)
         if tail is not None and tail.is_loaded and tail.stop_live is not None:
             start = await self._live.start_of(tail)
         else:
