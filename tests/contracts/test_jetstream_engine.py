@@ -157,6 +157,19 @@ async def test_an_append_above_the_limit_is_refused(connect):
     assert await engine.log.append(chain.space, [chain.next(bytes((1 << 20) - 512)) for _ in range(4)], NOW_MS)
 
 
+async def test_no_append_of_many_takes_more_places_than_a_seq_has(connect):
+    engine, chain = await connect(), Chain(new_space())
+    answered = asyncio.get_running_loop().create_future()
+
+    append = Append(chain.space, [chain.next(b"") for _ in range(PLACES + 1)])
+    engine.log.append_many([append], NOW_MS, answered.set_result)
+
+    ((place, outcome),) = await answered
+    assert place == 0
+    assert isinstance(outcome, LimitExceededError)
+    assert await engine.log.read(chain.space, Seq(0), 1 << 20) == []
+
+
 async def test_of_two_nodes_that_start_at_once_one_makes_the_cluster(server):
     name = secrets.token_hex(4)
     engines = await asyncio.gather(*(JetstreamEngine.connect(server.url, name=name, first=SMALL) for _ in range(4)))

@@ -5,10 +5,11 @@ import asyncio
 import pytest
 
 from tests.server_kit import make_world
+from twinlock.contracts import APPEND_ENVELOPES_MAX
 from twinlock.engines.memory import MemoryLog
 from twinlock.protocol.calls import ReadPartitions
 from twinlock.protocol.frames import Reject
-from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX
+from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX, PUSH_ENVELOPES_MAX
 from twinlock.server import Server, Settings
 from twinlock.server.stores import open_stores
 
@@ -72,3 +73,26 @@ async def test_a_device_that_was_refused_may_push_a_full_window_again_at_once(he
         await wire.call("space.partitions", ReadPartitions())
 
     assert CONNECTION_PUSHES_IN_FLIGHT_MAX + 1 in await wire.acked(world.space, CONNECTION_PUSHES_IN_FLIGHT_MAX + 1)
+
+
+async def test_what_waits_goes_to_the_log_in_appends_that_are_not_too_large(held):
+    server, log = held
+    world = await make_world(server)
+    wire = await world.open()
+    devices = [world.device, await world.add_device(wire)]
+    wires = [wire, await world.open(devices[1])]
+    log.held = []
+    for device, each in zip(devices, wires, strict=True):
+        chain = world.chain(device)
+        for _ in range(CONNECTION_PUSHES_IN_FLIGHT_MAX):
+            await each.push(world.space, *[chain.next(16) for _ in range(PUSH_ENVELOPES_MAX)])
+        await each.call("space.partitions", ReadPartitions())
+
+    sizes = []
+    while sum(sizes) < 2 * CONNECTION_PUSHES_IN_FLIGHT_MAX * PUSH_ENVELOPES_MAX:
+        await log.is_holding.wait()
+        log.is_holding.clear()
+        sizes.append(len(log.held[0][0][0].envelopes))
+        log.let_one_go()
+
+    assert max(sizes) <= APPEND_ENVELOPES_MAX

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from twinlock.contracts.log import Append, Done, Outcome
+from twinlock.contracts.log import APPEND_BYTES_MAX, APPEND_ENVELOPES_MAX, Append, Done, Outcome
 from twinlock.engines.jetstream_api import (
     GUARD,
     PATIENCE_SECONDS,
@@ -27,7 +27,7 @@ from twinlock.engines.jetstream_format import MessageKind, encode_message
 from twinlock.engines.jetstream_live import Live
 from twinlock.engines.jetstream_message import Message
 from twinlock.engines.jetstream_tail import Flight, Reached, SpaceTail, Waiting
-from twinlock.errors import OverloadedError, StoreError, TwinlockError
+from twinlock.errors import LimitExceededError, OverloadedError, StoreError, TwinlockError
 from twinlock.ids import SpaceId, short
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,10 @@ class Appends:
         tail_of, live_tails = self.live.tail_of, self.live.tails
         for place, append in enumerate(appends):
             size = sum([len(envelope.data) for envelope in append.envelopes])
+            if size > APPEND_BYTES_MAX or len(append.envelopes) > APPEND_ENVELOPES_MAX:
+                # A seq has room for so many places: what lies beyond would bear the seqs of the next message.
+                batch.add(place, _too_large(len(append.envelopes), size))
+                continue
             if self.waiting_bytes + size > WAITING_BYTES_MAX and self.waiting_bytes:
                 batch.add(place, _overloaded())
                 continue
@@ -244,6 +248,10 @@ def future_told() -> tuple[asyncio.Future[Reached], Callable[[Reached], None]]:
             future.set_result(outcome)
 
     return future, tell
+
+
+def _too_large(count: int, size: int) -> LimitExceededError:
+    return LimitExceededError(f"an append of {count} envelopes and {size} bytes")
 
 
 def _overloaded() -> OverloadedError:

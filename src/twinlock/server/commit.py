@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from twinlock.contracts import Append, Log, Outcome, SpaceState
+from twinlock.contracts import APPEND_ENVELOPES_MAX, Append, Log, Outcome, SpaceState
 from twinlock.errors import (
     AppendConflictError,
     CounterConflictError,
@@ -315,12 +315,13 @@ class _Group(Append, frozen=True):
 
 
 def _take_group(space: ServedSpace) -> list[WaitingPush]:
-    """Take what waits, in order, up to about GROUP_BYTES_MAX; always at least one push."""
-    total, count = 0, 0
+    """Take what waits, in order, as much as one append carries; always at least one push."""
+    total_bytes = envelopes_count = count = 0
     for push in space.waiting:
-        if count and total + push.pushed_bytes > GROUP_BYTES_MAX:
+        total_bytes += push.pushed_bytes
+        envelopes_count += len(push.fresh)
+        if count and (total_bytes > GROUP_BYTES_MAX or envelopes_count > APPEND_ENVELOPES_MAX):
             break
-        total += push.pushed_bytes
         count += 1
     group, space.waiting = space.waiting[:count], space.waiting[count:]
     return group
