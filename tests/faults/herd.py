@@ -91,7 +91,7 @@ class Member:
             match event:
                 case Welcomed():
                     self._ticket = event.ticket
-                    self._session.attach(self._space, self.heard, Seq(self._herd.cursors.get(self._space, 0)))
+                    self._session.attach(self._space, self.heard, Seq(0))
                 case Attached():
                     self.heard = event.incarnation
                     self._seen.set_result(None)
@@ -111,21 +111,18 @@ class Herd:
     Args:
         ports: the nodes, on the loopback.
         identities: the devices that they are; several connections may be of one.
-        spaces: where they attach, one after the other.
+        space: where they attach.
         count: how many connections.
     """
 
-    def __init__(self, ports: list[int], identities: list[ClientIdentity], spaces: list[SpaceId], count: int) -> None:
+    def __init__(self, ports: list[int], identities: list[ClientIdentity], space: SpaceId, count: int) -> None:
         self.ports = ports
         self.shaking_hands = asyncio.Semaphore(SHAKING_HANDS_MAX)
-        self.cursors: dict[SpaceId, int] = {}
         self.ends: Counter[str] = Counter()
         self.told: Counter[tuple[str, bool]] = Counter()
         """Codes of refusals, and whether they said when to come again."""
 
-        self.members = [
-            Member(self, identities[number % len(identities)], spaces[number % len(spaces)]) for number in range(count)
-        ]
+        self.members = [Member(self, identities[number % len(identities)], space) for number in range(count)]
         self._tasks: list[asyncio.Task[None]] = []
 
     @property

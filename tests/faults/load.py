@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from tests.faults.load_client import LoadClient
 from tests.server_kit import Chain, World
-from twinlock.ids import Epoch
+from twinlock.ids import Epoch, SpaceId
 from twinlock.protocol.calls import CreateSpace
 from twinlock.protocol.client import ClientIdentity
 from twinlock.protocol.space_rules import replay_space
@@ -94,6 +94,13 @@ class Load:
         devices = [await self._world.add_device(wire) for _ in range(count)]
         await wire.close()
         return [ClientIdentity(account, device.device, device.sign.sign) for device in devices]
+
+    async def quiet_space(self) -> SpaceId:
+        """Create one more space, which nobody writes to."""
+        wire = await self._world.open()
+        space = await self._create_space(wire, 0)
+        await wire.close()
+        return space
 
     def set_pace(self, pace_s: float) -> None:
         """Let every writer rest so long between its pushes, about."""
