@@ -13,6 +13,7 @@ from twinlock.engines.jetstream_format import PLACES, Names
 from twinlock.engines.jetstream_options import NatsOptions
 from twinlock.errors import LimitExceededError, RevisionError, StoreError
 from twinlock.ids import Seq
+from twinlock.protocol.frames import Entry
 from twinlock.testing.contracts.envelopes import Chain, new_space
 from twinlock.testing.nats_process import NatsCluster
 
@@ -168,6 +169,28 @@ async def test_no_append_of_many_takes_more_places_than_a_seq_has(connect):
     assert place == 0
     assert isinstance(outcome, LimitExceededError)
     assert await engine.log.read(chain.space, Seq(0), 1 << 20) == []
+
+
+async def test_adopted_entries_of_many_times_are_few_messages_and_keep_their_times(connect):
+    engine, chain = await connect(), Chain(new_space())
+    times = [NOW_MS + (place * 7_919) % 86_400_000 for place in range(5_000)]
+    entries = [
+        Entry(Seq(place), received_ms, envelope.data)
+        for place, (received_ms, envelope) in enumerate(zip(times, chain.take(5_000), strict=True), 1)
+    ]
+
+    await engine.log.adopt(chain.space, entries, {})
+    await engine.log.adopt(chain.space, entries, {})
+
+    info = await engine.api.call(f"STREAM.INFO.{Names(engine.name).log_stream(0)}", {})
+    assert info["state"]["messages"] == 2
+    found = []
+    while page := await engine.log.read(chain.space, found[-1].seq if found else Seq(0), 1 << 22):
+        found += page
+    assert [(entry.received_ms, entry.envelope) for entry in found] == [
+        (entry.received_ms, entry.envelope) for entry in entries
+    ]
+    await engine.log.append(chain.space, [chain.next()], NOW_MS)
 
 
 async def test_of_two_nodes_that_start_at_once_one_makes_the_cluster(server):

@@ -1,8 +1,10 @@
 """The bytes that the JetStream engine sends, reads and stores."""
 
 import pytest
+from msgspec import msgpack, structs
 
 from twinlock.engines.jetstream_format import (
+    FORMAT_TIMES,
     PLACES,
     LogMessage,
     Names,
@@ -65,9 +67,22 @@ def test_messages_of_a_log_are_read_back():
     assert head_of(5, message) == 5 * PLACES + 1
 
 
+def test_a_message_may_have_a_time_for_each_envelope():
+    message = LogMessage(FORMAT_TIMES, 0, 1_000, 10, [b"abc", b"d", b"e"], 2, b"origin", (0, 70_000, -5))
+    assert decode_message(encode_message(message)) == message
+    assert [entry.received_ms for entry in entries_of(5, message)] == [1_000, 71_000, 995]
+    with pytest.raises(StoreError):
+        decode_message(encode_message(structs.replace(message, later_ms=(0, 1))))
+
+
+def test_messages_without_such_times_are_read_as_older_nodes_wrote_them():
+    older = msgpack.encode([1, 0, 7, 10, [b"abc"], 2, b"origin"])
+    assert decode_message(older) == LogMessage(1, 0, 7, 10, [b"abc"], 2, b"origin")
+
+
 def test_messages_of_a_newer_version_are_refused():
     with pytest.raises(UpdateNeededError):
-        decode_message(encode_message(LogMessage(2, 0, 0, 0, [], 0, b"")))
+        decode_message(encode_message(LogMessage(FORMAT_TIMES + 1, 0, 0, 0, [], 0, b"")))
     with pytest.raises(StoreError):
         decode_message(b"\x91\x01")
 

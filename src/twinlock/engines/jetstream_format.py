@@ -13,6 +13,9 @@ from twinlock.ids import DeviceId, Seq, SpaceId
 from twinlock.protocol.frames import Entry
 
 FORMAT = 1
+FORMAT_TIMES = 2
+"""Of a message with a time for each envelope: a node that knows nothing of them must not read it."""
+
 PLACES = 4096
 """Seqs that a message has room for: seq = number in the stream * 4096 + place in the message."""
 
@@ -35,6 +38,7 @@ class LogMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `bytes_before` and `count_before` are the bytes and the number of all envelopes that were ever appended to the space
     before this message: the append's guard makes them exact. `origin` names the node's life and the append within it.
+    `later_ms` says for each envelope how much later than `received_ms` it came (it may be earlier); empty: all at once.
     """
 
     format: int
@@ -44,6 +48,7 @@ class LogMessage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     envelopes: list[bytes]
     count_before: int
     origin: bytes
+    later_ms: tuple[int, ...] = ()
 
     @property
     def bytes_after(self) -> int:
@@ -71,8 +76,10 @@ def decode_message(data: bytes) -> LogMessage:
         message = _decoder.decode(data)
     except msgspec.MsgspecError as exc:
         raise StoreError("a message of a log cannot be read") from exc
-    if message.format > FORMAT:
+    if message.format > FORMAT_TIMES:
         raise UpdateNeededError(f"format {message.format} of the log")
+    if message.later_ms and len(message.later_ms) != len(message.envelopes):
+        raise StoreError("a message of a log has not a time for each envelope")
     return message
 
 
@@ -89,6 +96,9 @@ def head_of(stream_seq: int, message: LogMessage) -> Seq:
 def entries_of(stream_seq: int, message: LogMessage) -> list[Entry]:
     """Return a message's entries."""
     first, received_ms = stream_seq * PLACES, message.received_ms
+    if message.later_ms:
+        timed = enumerate(zip(message.envelopes, message.later_ms, strict=True))
+        return [Entry(Seq(first + place), received_ms + later_ms, data) for place, (data, later_ms) in timed]
     return [Entry(Seq(first + place), received_ms, data) for place, data in enumerate(message.envelopes)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
 from twinlock.contracts.chains import NO_HEAD, AppendPlan
 from twinlock.contracts.directory import Directory
@@ -177,17 +177,7 @@ class JetstreamLog(Log):
         """Take over entries with their receive times, then raise the heads; what is here already is passed over."""
         tail = await self._live.current(space)
         reached = {device: head.counter for device, head in tail.heads.items()}
-        group: list[Entry] = []
-        for entry in entries:
-            device, counter = device_of(entry.envelope), Counter(counter_of(entry.envelope))
-            if counter <= reached.get(device, 0):
-                continue
-            reached[device] = counter
-            if group and not _may_join(group, entry):
-                await self._store(space, group)
-                group = []
-            group.append(entry)
-        if group:
+        for group in _groups(_fresh(entries, reached)):
             await self._store(space, group)
         await self._raise_heads(space, heads)
 
@@ -265,6 +255,8 @@ class JetstreamLog(Log):
         future, tell = future_told()
         waiting = Waiting(MessageKind.ENTRIES, group[0].received_ms, tell)
         waiting.raw = [entry.envelope for entry in group]
+        later_ms = tuple([entry.received_ms - waiting.received_ms for entry in group])
+        waiting.later_ms = later_ms if any(later_ms) else ()
         waiting.bytes = sum([len(data) for data in waiting.raw])
         self._appends.put(space, waiting)
         await future
@@ -288,6 +280,24 @@ def _state_of(snapshot: Snapshot, start: Start) -> SpaceState:
     return SpaceState(start.start, snapshot.head, size, snapshot.heads)
 
 
-def _may_join(group: Sequence[Entry], entry: Entry) -> bool:
-    size = sum([len(held.envelope) for held in group]) + len(entry.envelope)
-    return group[0].received_ms == entry.received_ms and len(group) < APPEND_ENVELOPES_MAX and size <= APPEND_BYTES_MAX
+def _fresh(entries: Iterable[Entry], reached: dict[DeviceId, Counter]) -> Iterator[Entry]:
+    """Yield the entries above the counters that their devices have reached, and move those."""
+    for entry in entries:
+        device, counter = device_of(entry.envelope), Counter(counter_of(entry.envelope))
+        if counter > reached.get(device, 0):
+            reached[device] = counter
+            yield entry
+
+
+def _groups(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield entries in as few groups as messages hold them."""
+    group: list[Entry] = []
+    size = 0
+    for entry in entries:
+        size += len(entry.envelope)
+        if group and (len(group) == APPEND_ENVELOPES_MAX or size > APPEND_BYTES_MAX):
+            yield group
+            group, size = [], len(entry.envelope)
+        group.append(entry)
+    if group:
+        yield group

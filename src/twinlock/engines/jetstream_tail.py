@@ -23,6 +23,7 @@ from twinlock.contracts.log import (
 )
 from twinlock.engines.jetstream_format import (
     FORMAT,
+    FORMAT_TIMES,
     LogMessage,
     MessageKind,
     device_of,
@@ -60,9 +61,9 @@ Told = Callable[[Reached], None]
 
 
 class Waiting:
-    """An append or a note that is to be stored. `raw` is what is adopted, which nobody checks."""
+    """An append or a note that is to be stored. `raw` is what is adopted, which nobody checks, with its times."""
 
-    __slots__ = ("bytes", "envelopes", "is_verified", "kind", "raw", "received_ms", "takes_known", "tell")
+    __slots__ = ("bytes", "envelopes", "is_verified", "kind", "later_ms", "raw", "received_ms", "takes_known", "tell")
 
     def __init__(self, kind: MessageKind, received_ms: int, tell: Told) -> None:
         self.kind = kind
@@ -70,6 +71,7 @@ class Waiting:
         self.tell = tell
         self.envelopes: Sequence[Envelope] = ()
         self.raw: list[bytes] | None = None
+        self.later_ms: tuple[int, ...] = ()
         self.bytes = 0
         self.takes_known = False
         """Whether the plan is wanted, and nothing appended, if some envelopes are known."""
@@ -238,7 +240,14 @@ class SpaceTail:
         envelopes = first.raw if first.raw is not None else [each.data for part in parts for each in part.envelopes]
         origin = make_origin()
         message = LogMessage(
-            FORMAT, int(first.kind), first.received_ms, self.bytes_all, envelopes, self.count_all, origin
+            FORMAT_TIMES if first.later_ms else FORMAT,
+            int(first.kind),
+            first.received_ms,
+            self.bytes_all,
+            envelopes,
+            self.count_all,
+            origin,
+            first.later_ms,
         )
         known_heads = None if first.raw is not None else heads
         flight = self.flight = Flight(origin, self.last, message, parts, known_heads, now_s)
