@@ -253,13 +253,18 @@ class Live:
         self.arrived(tail)
 
     async def _replay(self, tail: SpaceTail, last: int) -> None:
-        checkpoint = await self.starts.checkpoint_below(tail.space, last)
-        if checkpoint is not None:
-            tail.last, tail.head = checkpoint.number, checkpoint.head
-            tail.bytes_all, tail.count_all = checkpoint.bytes_all, checkpoint.count_all
-            tail.checkpoint_count = checkpoint.count_all
-            for held in checkpoint.heads:
-                tail.raise_head(held.device, held.counter, held.id, held.seq)
+        upto = last
+        while (checkpoint := await self.starts.checkpoint_below(tail.space, upto)) is not None:
+            # The directory of a second site may have been copied further than the log, which then went on otherwise.
+            known = await self.reads.before(tail.space, Seq((checkpoint.number + 1) * PLACES - 1), last)
+            if known == (checkpoint.bytes_all, checkpoint.count_all):
+                tail.last, tail.head = checkpoint.number, checkpoint.head
+                tail.bytes_all, tail.count_all = checkpoint.bytes_all, checkpoint.count_all
+                tail.checkpoint_count = checkpoint.count_all
+                for held in checkpoint.heads:
+                    tail.raise_head(held.device, held.counter, held.id, held.seq)
+                break
+            upto = checkpoint.number - 1
         while tail.last < last:
             for number, message in await self.reads.page_upto(tail.space, tail.last + 1, last):
                 if number > tail.last:

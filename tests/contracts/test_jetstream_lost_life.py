@@ -1,0 +1,62 @@
+"""A directory that was copied from a lost site further than a log tells of heads that this log never had."""
+
+import secrets
+
+import msgspec
+import pytest
+
+from twinlock.engines.jetstream import JetstreamEngine
+from twinlock.engines.jetstream_cluster import FirstSettings
+from twinlock.engines.jetstream_format import PLACES
+from twinlock.engines.jetstream_starts import Checkpoint, StoredHead
+from twinlock.testing.contracts.envelopes import Chain, new_space
+from twinlock.testing.nats_process import NatsCluster
+
+NOW_MS = 1_700_000_000_000
+SMALL = FirstSettings(partitions=1, shards=2)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with NatsCluster(tmp_path_factory.mktemp("nats"), nodes=1) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def connect(server):
+    name = secrets.token_hex(4)
+    engines = []
+
+    async def connect():
+        engines.append(await JetstreamEngine.connect(server.url, name=name, first=SMALL))
+        return engines[-1]
+
+    yield connect
+    for engine in engines:
+        await engine.close()
+
+
+async def store_lost_heads(engine, chain, messages):
+    """Store what a node of another site wrote when the log went on by so many messages, of which none was copied."""
+    state = await engine.log.state(chain.space)
+    last = chain.take(messages)[-1]
+    number = state.head // PLACES + messages
+    head = StoredHead(last.header.device, last.header.counter, last.id, number * PLACES)
+    made = Checkpoint(number, number * PLACES, state.log_bytes + messages * len(last.data), 1 + messages, [head])
+    await engine.directory.put(f"heads/{chain.space.hex()}", msgspec.msgpack.encode([made]))
+
+
+async def test_heads_of_a_lost_life_are_not_taken_up_once_the_log_has_grown_past_them(connect):
+    lost = Chain(new_space())
+    first = await connect()
+    await first.log.append(lost.space, [lost.next()], NOW_MS)
+    await store_lost_heads(first, lost, 2)
+    writer = Chain(lost.space)
+    for _ in range(3):
+        await first.log.append(lost.space, writer.take(2), NOW_MS)
+    grown = await first.log.state(lost.space)
+
+    state = await (await connect()).log.state(lost.space)
+
+    assert state.heads[lost.device].counter == 1
+    assert state == grown
