@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.deploy.cluster_kit import ShippedCluster
-from twinlock.cli.cluster_facts import ServerFacts
+from twinlock.cli.cluster_facts import ReplicaFacts, ServerFacts, StreamFacts
 from twinlock.cli.cluster_watch import Watcher
 from twinlock.cli.commands import commands
 from twinlock.cli.doctor_cluster import cluster as examined
-from twinlock.cli.doctor_cluster import judge_servers
+from twinlock.cli.doctor_cluster import judge_servers, judge_streams
 from twinlock.cli.findings import Verdict
 from twinlock.engines.jetstream import JetstreamEngine
 from twinlock.engines.jetstream_cluster import FirstSettings
@@ -52,16 +52,19 @@ def figures(text):
     return {name: float(value) for name, value in lines}
 
 
-def test_a_shipped_cluster_is_in_order(tmp_path):
+def test_a_shipped_cluster_is_in_order(tmp_path, caplog):
     with ShippedCluster(tmp_path, 3) as cluster:
         asyncio.run(make_cluster(cluster))
         operator = cluster.keys / "operator"
         watcher = Watcher(cluster.url, operator, now_s=lambda: 1234.0)
         asyncio.run(wait_for_copies(watcher))
         found = list(examined(options_of(cluster), operator, []))
+        strangers = list(examined(msgspec.structs.replace(options_of(cluster), ca_file=""), None, []))
     seen = figures(watcher.metrics.render().decode())
 
     assert (bad(found), noted(found)) == ([], [])
+    assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+    assert all("name the authority: nats_ca_file" in what for what in bad(strangers))
     assert "3 servers sync every message before they acknowledge it" in [finding.what for finding in found]
     assert seen["twinlock_nats_servers"] == seen["twinlock_nats_servers_expected"] == 3
     assert seen['twinlock_stream_replicas_current{stream="TW_0000"}'] == 3
@@ -83,7 +86,7 @@ def test_a_server_that_is_gone_is_told(tmp_path):
     seen = figures(watcher.metrics.render().decode())
 
     assert any("2 of 3 servers answer" in what for what in bad(found))
-    assert any("cannot be reached" in what for what in bad(found))
+    assert any("cannot be used" in what for what in bad(found))
     assert seen["twinlock_nats_servers"] == 2
 
 
@@ -144,6 +147,31 @@ def test_each_thing_that_will_hurt_is_told(changes, verdict):
     found = list(judge_servers([msgspec.structs.replace(FINE, **changes)], NOW))
 
     assert [finding.verdict for finding in found if finding.verdict is not Verdict.GOOD] == [verdict] * bool(verdict)
+
+
+def test_one_server_that_is_gone_is_one_thing_to_mend_however_many_streams_lack_it():
+    followers = [ReplicaFacts(server="b", current=True, offline=False, lag=0)]
+    followers.append(ReplicaFacts(server="c", current=False, offline=True, lag=7))
+    lacking = StreamFacts(
+        name="TW_0000",
+        messages=0,
+        bytes=0,
+        last_seq=0,
+        subjects_count=0,
+        replicas=3,
+        leader="a",
+        followers=followers,
+        subjects=[],
+        mirror=None,
+    )
+    streams = [msgspec.structs.replace(lacking, name=f"TW_{place:04x}") for place in range(500)]
+    streams.append(msgspec.structs.replace(lacking, name="TW_DIRECTORY_0", leader=""))
+
+    gone, leaderless = judge_streams(streams, 2)
+
+    assert gone.what == "TW_0000, TW_0001, TW_0002 and 497 more: 2 of 3 copies are up to date"
+    assert gone.fix == "Look at c."
+    assert leaderless.what == "TW_DIRECTORY_0: no leader"
 
 
 def told_by_the_command(config, *options):

@@ -34,6 +34,7 @@ CLOCK_BAD_S = 60.0
 CERTIFICATE_NOTE_DAYS = 30
 CERTIFICATE_BAD_DAYS = 7
 STREAMS_SECONDS = 15.0
+NAMES_SHOWN = 3
 STORAGE_NOTE = 0.8
 STORAGE_BAD = 0.9
 
@@ -52,7 +53,7 @@ async def check_reach(options: NatsOptions) -> AsyncIterator[Finding]:
                 found = [_said(name, connection.server)]
         except StoreError as exc:
             fix = "See that it runs, that this machine may reach it, and that it knows this key."
-            found = [Finding(Verdict.BAD, f"NATS at {name}: {exc.detail}", fix)]
+            found = [Finding(Verdict.BAD, exc.detail or f"NATS at {name} cannot be used", fix)]
         for finding in found:
             yield finding
 
@@ -178,30 +179,41 @@ def judge_streams(streams: list[StreamFacts], servers_count: int) -> Iterator[Fi
     if not streams:
         yield Finding(Verdict.NOTE, "no streams yet: the first server makes them at its start")
         return
-    troubles = [finding for stream in streams for finding in _judge_stream(stream, servers_count)]
-    yield from troubles
+    troubles: dict[Finding, list[str]] = {}
+    for stream in streams:
+        for trouble in _judge_stream(stream, servers_count):
+            troubles.setdefault(trouble, []).append(stream.name)
+    # A server that is gone is missing from hundreds of streams, and is one thing to mend.
+    for trouble, names in troubles.items():
+        yield trouble._replace(what=f"{_first_of(names)}: {trouble.what}")
     if not troubles:
         copies = min(stream.replicas for stream in streams)
         yield Finding(Verdict.GOOD, f"{len(streams)} streams, each with {copies} copies that are up to date")
 
 
+def _first_of(names: list[str]) -> str:
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
 def _judge_stream(stream: StreamFacts, servers_count: int) -> Iterator[Finding]:
+    """Say what is wrong with a stream, without its name."""
     if stream.mirror is not None:
-        what = f"{stream.name} is a copy of another site's, {stream.mirror.lag} messages behind"
+        what = f"a copy of another site's, {stream.mirror.lag} messages behind"
         yield Finding(Verdict.NOTE, what, "Nothing can be written here before `twinlock cluster promote`.")
     if not stream.leader:
         fix = "Bring back servers until more than half of its copies run: until then its spaces cannot be written."
-        yield Finding(Verdict.BAD, f"{stream.name} has no leader", fix)
+        yield Finding(Verdict.BAD, "no leader", fix)
     elif stream.current_count < stream.replicas:
-        behind = [one.server for one in stream.followers if one.offline or not one.current]
-        what = f"{stream.name}: {stream.current_count} of {stream.replicas} copies are up to date"
+        behind = sorted(one.server for one in stream.followers if one.offline or not one.current)
+        what = f"{stream.current_count} of {stream.replicas} copies are up to date"
         yield Finding(Verdict.BAD, what, f"Look at {', '.join(behind) or 'the missing servers'}.")
     if stream.replicas < REPLICAS <= max(servers_count, 1 + len(stream.followers)):
         fix = "Start the cluster anew with replicas 3, or raise them: docs/operate/cluster.md."
-        yield Finding(Verdict.BAD, f"{stream.name} has {stream.replicas} copies, {REPLICAS} are needed", fix)
+        yield Finding(Verdict.BAD, f"{stream.replicas} copies, {REPLICAS} are needed", fix)
     elif stream.replicas < REPLICAS:
         fix = "What a machine has acknowledged is lost with its disk: fine for a trial, or with backups."
-        yield Finding(Verdict.NOTE, f"{stream.name} has {stream.replicas} copy on this cluster", fix)
+        yield Finding(Verdict.NOTE, f"{stream.replicas} copy on this cluster", fix)
 
 
 # The whole

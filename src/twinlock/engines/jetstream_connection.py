@@ -451,12 +451,26 @@ class Connection:
                 await client.flush()
         except (Error, OSError, TimeoutError, ValueError) as exc:
             await _close(client)
-            reason = told[-1] if told else str(exc)
-            raise StoreError(f"NATS at {address.host}:{address.port} cannot be used: {reason}") from exc
+            raise StoreError(_why(address, told[-1] if told else str(exc))) from exc
+        _say_encrypted(client)
         self._gone = gone
         self._client = client
         self._out, self._out_bytes = [], 0
         self._up.set()
+
+
+def _why(address: Address, reason: str) -> str:
+    """Say why a server cannot be used, and what of ours it depends on where the reason itself names nothing."""
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        reason += "; name the authority: nats_ca_file in the settings, --operator on the command line"
+    return f"NATS at {address.host}:{address.port} cannot be used: {reason}"
+
+
+def _say_encrypted(client: Client) -> None:
+    """Tell the stream of a TLS connection what it is: it answers its end wrongly else, and asyncio warns of that."""
+    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
+    if writer is not None and writer.get_extra_info("sslcontext") is not None:
+        writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]
 
 
 async def _close(client: Client) -> None:
