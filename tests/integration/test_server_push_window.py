@@ -7,6 +7,7 @@ import pytest
 from tests.server_kit import make_world
 from twinlock.contracts import APPEND_ENVELOPES_MAX
 from twinlock.engines.memory import MemoryLog
+from twinlock.errors import StoreError
 from twinlock.protocol.calls import ReadPartitions
 from twinlock.protocol.frames import Reject
 from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX, PUSH_ENVELOPES_MAX
@@ -31,6 +32,10 @@ class HeldLog(MemoryLog):
 
     def let_one_go(self):
         super().append_many(*self.held.pop(0))
+
+    def let_one_fail(self):
+        appends, _, done = self.held.pop(0)
+        done([(place, StoreError("the disk is gone")) for place in range(len(appends))])
 
 
 @pytest.fixture
@@ -96,3 +101,24 @@ async def test_what_waits_goes_to_the_log_in_appends_that_are_not_too_large(held
         log.let_one_go()
 
     assert max(sizes) <= APPEND_ENVELOPES_MAX
+
+
+async def test_what_was_refused_is_told_although_the_append_before_it_fails(held):
+    server, log = held
+    world = await make_world(server)
+    wire = await world.open()
+    other_device = await world.add_device(wire)
+    other = await world.open(other_device)
+    await wire.attach(world.space)
+    await other.attach(world.space)
+    log.held = []
+    await wire.push(world.space, world.chain().next())
+    await log.is_holding.wait()
+    await other.push(world.space, world.chain(other_device).next(epoch=9))
+    await other.call("space.partitions", ReadPartitions())
+
+    log.let_one_fail()
+    failed, refused = await wire.next(Reject), await other.next(Reject)
+
+    assert (failed.code, failed.counter) == ("store_failed", 1)
+    assert (refused.code, refused.counter) == ("stale_epoch", 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 import msgspec
@@ -156,14 +156,12 @@ class Committer:
         waiting, space.waiting = space.waiting, []
         for push in reversed(waiting):
             space.sequencer.take_back(push.fresh)
-        for push in waiting:
-            self._leave(push)
-            push.peer.settle(push.pushed_bytes)
-            for envelope in (*push.fresh, *push.known)[:1]:
-                held = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
-                decision = space.sequencer.refuse([envelope.data], envelope.header.device, held)
-                if decision.refusal is not None:
-                    self._reject(space, push.peer, envelope.header.device, decision.refusal)
+        held = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
+        self._send_back(
+            space,
+            waiting,
+            lambda envelope: space.sequencer.refuse([envelope.data], envelope.header.device, held).refusal,
+        )
 
     def _sort_again(self, group: _Group) -> bool:
         """Try a group again of which another node has appended some already; tell whether that was so."""
@@ -280,13 +278,29 @@ class Committer:
         told = error if isinstance(error, StoreError | OverloadedError) else StoreError("the log moved on; push again")
         if space.sequencer.is_fenced:
             told = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
-        for push in pushes + came:
-            self._leave(push)
-            push.peer.settle(push.pushed_bytes)
-            for envelope in (*push.fresh, *push.known)[:1]:
-                retry = Refusal(envelope.header.counter, _with_retry(told))
-                self._reject(space, push.peer, envelope.header.device, retry)
+        retry = _with_retry(told)
+        self._send_back(space, pushes + came, lambda envelope: Refusal(envelope.header.counter, retry))
         self._go_on(space)
+
+    def _send_back(
+        self, space: ServedSpace, pushes: Iterable[WaitingPush], ask_again: Callable[[Envelope], Refusal | None]
+    ) -> None:
+        """Have what was not stored come again, and tell why the rest was refused that only waited behind it."""
+        asked: set[DeviceId] = set()
+        for push in pushes:
+            self._leave(push)
+            author = push.peer.author
+            envelopes = (*push.fresh, *push.known)
+            if not envelopes and author is not None and author.device not in asked:
+                self._settle(space, push)
+                continue
+            push.peer.settle(push.pushed_bytes)
+            # What comes again brings with it what was refused behind it.
+            for envelope in envelopes[:1]:
+                asked.add(envelope.header.device)
+                refusal = ask_again(envelope)
+                if refusal is not None:
+                    self._reject(space, push.peer, envelope.header.device, refusal)
 
     async def _state_or_none(self, space: ServedSpace) -> SpaceState | None:
         try:
