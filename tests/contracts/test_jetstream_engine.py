@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from twinlock.contracts.log import Append
+from twinlock.contracts.log import Append, DeviceHead
 from twinlock.engines.jetstream import JetstreamEngine
 from twinlock.engines.jetstream_cluster import FirstSettings
 from twinlock.engines.jetstream_format import PLACES, Names
 from twinlock.engines.jetstream_options import NatsOptions
 from twinlock.errors import LimitExceededError, RevisionError, StoreError
-from twinlock.ids import Seq
+from twinlock.ids import Counter, EnvelopeId, Seq
 from twinlock.protocol.frames import Entry
-from twinlock.testing.contracts.envelopes import Chain, new_space
+from twinlock.testing.contracts.envelopes import Chain, new_device, new_space
 from twinlock.testing.nats_process import NatsCluster
 
 NOW_MS = 1_700_000_000_000
@@ -65,6 +65,25 @@ async def test_a_fresh_node_finds_the_heads_of_a_purged_space(connect):
     assert dict(state.heads) == dict(before.heads)
     (following,) = await second.log.append(chain.space, [chain.next()], NOW_MS)
     assert following > seqs[-1]
+
+
+async def test_the_heads_of_very_many_devices_survive_a_purge(connect):
+    """They are in several records, and those that no record names any more go."""
+    first, chain = await connect(), Chain(new_space())
+    heads = {new_device(): DeviceHead(Counter(7), EnvelopeId(secrets.token_bytes(32))) for _ in range(20_000)}
+    entries = [Entry(Seq(1), NOW_MS, chain.next().data)]
+    await first.log.adopt(chain.space, entries, heads)
+    for _ in range(3):
+        await first.log.append(chain.space, [chain.next()], NOW_MS)
+        await first.log.purge(chain.space)
+
+    second = await connect()
+    state = await second.log.state(chain.space)
+
+    assert dict(state.heads) == {**heads, chain.device: DeviceHead(Counter(4), chain.prev)}
+    pieces = await second.directory.list(f"heads/{chain.space.hex()}/")
+    assert len(pieces) == 2 * 3
+    assert all(len(record.value) < 1 << 20 for record in pieces.values())
 
 
 async def test_heads_are_stored_from_time_to_time(connect, monkeypatch):

@@ -60,3 +60,21 @@ async def test_heads_of_a_lost_life_are_not_taken_up_once_the_log_has_grown_past
 
     assert state.heads[lost.device].counter == 1
     assert state == grown
+
+
+@pytest.mark.parametrize("ahead", [1_000, 3])
+async def test_heads_are_stored_before_a_purge_although_a_lost_life_went_further(connect, ahead):
+    """Or just as far: what they tell is not of this log."""
+    lost = Chain(new_space())
+    first = await connect()
+    await first.log.append(lost.space, [lost.next()], NOW_MS)
+    await store_lost_heads(first, lost, ahead)
+    writer = Chain(lost.space)
+    for _ in range(3):
+        await first.log.append(lost.space, writer.take(2), NOW_MS)
+    before = await first.log.state(lost.space)
+    await first.log.purge(lost.space)
+
+    state = await (await connect()).log.state(lost.space)
+
+    assert dict(state.heads) == dict(before.heads)

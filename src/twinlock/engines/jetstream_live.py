@@ -462,7 +462,8 @@ class Live:
         ]
         made = Checkpoint(tail.last, tail.head, tail.bytes_all, tail.count_all, heads)
         tail.checkpoint_count = tail.count_all
-        await self.starts.write_checkpoint(tail.space, made, replace=replace)
+        last = partial(self.reads.last, tail.space)
+        await self.starts.write_checkpoint(tail.space, made, last, replace=replace)
 
     async def _write_checkpoint(self, tail: SpaceTail) -> None:
         try:
