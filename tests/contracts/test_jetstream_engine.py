@@ -223,6 +223,27 @@ async def test_of_two_nodes_that_start_at_once_one_makes_the_cluster(server):
         await engine.close()
 
 
+async def test_a_server_alone_is_told_by_its_own_word_although_it_names_a_cluster(tmp_path):
+    """It does where it is linked to another as a leaf."""
+    linked = {"leafnodes": '{ remotes: [ { url: "nats-leaf://127.0.0.1:1" } ] }'}
+    with NatsCluster(tmp_path, nodes=1, settings=linked) as cluster:
+        engine = await JetstreamEngine.connect(cluster.url, first=SMALL)
+        assert engine.connection.server["cluster"]
+        assert engine.settings.replicas == 1
+        await engine.close()
+
+
+@pytest.mark.slow
+async def test_a_cluster_that_lacks_servers_gets_no_fewer_copies_for_that(tmp_path):
+    with NatsCluster(tmp_path, nodes=3) as cluster:
+        cluster.kill(2)
+        engine = await JetstreamEngine.connect(cluster.url, first=SMALL)
+        assert engine.settings.replicas == 3
+        status = await engine.status()
+        assert [len(stream.replicas) for stream in status.streams] == [2] * 3
+        await engine.close()
+
+
 @pytest.mark.parametrize("url", ["nats://", "http://a", "nats://127.0.0.1:1", "nats://[", "sqlite:x"])
 async def test_an_address_that_leads_nowhere_is_told(url):
     with pytest.raises(StoreError):

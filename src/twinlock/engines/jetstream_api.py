@@ -27,6 +27,12 @@ CALLS_MAX = 256
 RETRY_AFTER_MS = 1_000
 NO_MESSAGE = 10037
 NO_STREAM = 10059
+NO_CLUSTER = 10074
+"""Several copies are asked of a server that is in no cluster."""
+
+NO_PEERS = 10005
+"""Not enough servers are seen for so many copies."""
+
 GUARD = "Nats-Expected-Last-Subject-Sequence"
 """The header that names the number of the last message of a subject that a node knows."""
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from twinlock.engines.jetstream_api import NO_STREAM, Api, ApiError
+from twinlock.engines.jetstream_api import NO_CLUSTER, NO_PEERS, NO_STREAM, Api, ApiError
 from twinlock.engines.jetstream_directory import JetstreamDirectory
 from twinlock.engines.jetstream_format import SETTINGS_KEY, Names
 from twinlock.errors import InvalidCallError, RevisionError, StoreError, UpdateNeededError
@@ -20,6 +21,10 @@ PARTITIONS_DEFAULT = 16
 PARTITIONS_MAX = 1 << 16
 REPLICAS_IN_CLUSTER = 3
 CREATE_SECONDS_MAX = 30.0
+PEERS_SECONDS_MAX = 10.0
+PEERS_AGAIN_SECONDS = 0.3
+"""A cluster that has just started does not see all of its servers at once."""
+
 MAX_PAYLOAD_MIN = 8 << 20
 _DUPLICATE_WINDOW_NS = 100_000_000
 _STATUS_SECONDS = 2.0
@@ -41,7 +46,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
 
 class FirstSettings(msgspec.Struct, frozen=True):
-    """What a new cluster begins with; of no effect on one that exists. `replicas` 0: 3 in a cluster, 1 on a server."""
+    """What a new cluster begins with; of no effect on one that exists. `replicas` 0: 3, or 1 where a server is alone."""
 
     partitions: int = PARTITIONS_DEFAULT
     shards: int = SHARDS_DEFAULT
@@ -116,8 +121,7 @@ class Cluster:
             raise StoreError("the NATS servers take too small messages: set max_payload to 8MB")
         if not server.get("jetstream"):
             raise StoreError("the NATS servers have no JetStream: enable it with sync_interval: always")
-        replicas = first.replicas or (REPLICAS_IN_CLUSTER if server.get("cluster") else 1)
-        await self._ensure_directory(0, replicas)
+        replicas = await self._ensure_first(first.replicas)
         settings = self._settings = await self._read_or_make(first, replicas)
         for shard in range(1, settings.shards):
             await self._ensure_directory(shard, settings.replicas)
@@ -241,16 +245,32 @@ class Cluster:
         republish = {"src": source, "dest": f"{self._names.live}.{partition:04x}.{{{{wildcard(1)}}}}"}
         await self._ensure(self._names.log_stream(partition), source, replicas, tags, {"republish": republish})
 
-    async def _ensure_directory(self, shard: int, replicas: int) -> None:
+    async def _ensure_first(self, wanted: int) -> int:
+        """See that the first stream is there, in three copies unless the server is alone; return how many it has.
+
+        The server's own word that it is in no cluster counts, and nothing else: a server that is alone names one too
+        if others link to it, and one of a cluster may be down just now.
+        """
+        try:
+            return await self._ensure_directory(0, wanted or REPLICAS_IN_CLUSTER)
+        except ApiError as error:
+            if wanted or error.failure.err_code != NO_CLUSTER:
+                raise
+        return await self._ensure_directory(0, 1)
+
+    async def _ensure_directory(self, shard: int, replicas: int) -> int:
         source = self._names.directory_prefix(shard) + ">"
         republish = {"src": source, "dest": self._names.directory_live_prefix(shard) + ">"}
         special = {"republish": republish, "max_msgs_per_subject": 1, "allow_msg_ttl": True}
-        await self._ensure(self._names.directory_stream(shard), source, replicas, (), special)
+        return await self._ensure(self._names.directory_stream(shard), source, replicas, (), special)
 
     async def _ensure(
         self, name: str, subjects: str, replicas: int, tags: Sequence[str], special: dict[str, Any]
-    ) -> None:
-        """Make a stream if there is none; a node that may not make streams can so use one that others made."""
+    ) -> int:
+        """Make a stream if there is none; a node that may not make streams can so use one that others made.
+
+        Returns in how many copies it is.
+        """
         try:
             info = await self._api.call(f"STREAM.INFO.{name}", {})
         except ApiError as error:
@@ -259,7 +279,7 @@ class Cluster:
         else:
             if info["config"].get("mirror"):
                 raise StoreError("these streams are copies of another site's: see `twinlock cluster promote`")
-            return
+            return int(info["config"].get("num_replicas", 1))
         config: dict[str, Any] = {
             "name": name,
             "subjects": [subjects],
@@ -273,7 +293,20 @@ class Cluster:
         }
         if tags:
             config["placement"] = {"tags": list(tags)}
-        await self._api.call(f"STREAM.CREATE.{name}", config, CREATE_SECONDS_MAX)
+        await self._create(name, config, 0 if tags else PEERS_SECONDS_MAX)
+        return replicas
+
+    async def _create(self, name: str, config: dict[str, Any], seconds: float) -> None:
+        """Make a stream; servers that are not seen yet are waited for."""
+        ends = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                await self._api.call(f"STREAM.CREATE.{name}", config, CREATE_SECONDS_MAX)
+                return
+            except ApiError as error:
+                if error.failure.err_code != NO_PEERS or asyncio.get_running_loop().time() > ends:
+                    raise
+            await asyncio.sleep(PEERS_AGAIN_SECONDS)
 
     async def _stream_status(self, name: str) -> StreamStatus:
         info = await self._api.call(f"STREAM.INFO.{name}", {})

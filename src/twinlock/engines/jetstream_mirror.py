@@ -16,14 +16,12 @@ from typing import Any
 
 import msgspec
 
-from twinlock.engines.jetstream_api import NO_STREAM, Api, ApiError
+from twinlock.engines.jetstream_api import NO_CLUSTER, NO_PEERS, NO_STREAM, Api, ApiError
 from twinlock.engines.jetstream_cluster import REPLICAS_IN_CLUSTER
 from twinlock.engines.jetstream_format import Names
 from twinlock.errors import StoreError
 
 REMOTE_SECONDS = 2.0
-NO_CLUSTER = 10074
-NO_PEERS = 10005
 _PLACE_SECONDS = 10.0
 _PLACE_AGAIN_SECONDS = 0.3
 """A cluster that has just started does not see all of its servers at once."""
