@@ -260,3 +260,44 @@ async def test_a_node_that_dies_amid_a_change_holds_up_nobody_for_long(town, the
     await house.invite()
 
     assert not await town.store.directory.list("changing/")
+
+
+class Holding:
+    """A node's directory: whoever asks for one key is kept waiting."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.key = ""
+        self.is_holding, self.goes_on = asyncio.Event(), asyncio.Event()
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    async def get(self, key):
+        if key == self.key:
+            self.is_holding.set()
+            await self.goes_on.wait()
+        return await self.inner.get(key)
+
+
+async def test_a_space_in_which_a_change_begins_is_not_forgotten_for_others(tmp_path):
+    town = Town(tmp_path, spaces_cached_max=1)
+    try:
+        directory = Holding(town.store.directory)
+        here = await town.start(directory=directory)
+        owner = await make_world(here)
+        house = House(owner, await town.open(here, owner))
+        directory.key = f"log/{house.space.hex()}/{house.log.seq + 1:08d}"
+        change = asyncio.create_task(house.invite())
+        await directory.is_holding.wait()
+        other = await make_world(here)
+        await (await town.open(here, other)).attach(other.space)
+        reader = await town.open(here, owner)
+        await reader.attach(house.space)
+
+        directory.goes_on.set()
+        await change
+
+        await notice(reader, house.space, LOG_GROWN)
+    finally:
+        await town.close()

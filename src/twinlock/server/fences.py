@@ -106,6 +106,9 @@ class Fences:
         if await self._directory.get(key) is not None:
             # Nodes do not hear their own fences.
             self.heard(space)
+        else:
+            # Nor does whoever looks here, because a turn was lost, hear of this one.
+            space.fence_moved()
 
     async def left_by(self, space: ServedSpace) -> int:
         """Return the revision of the change that is under way; 0 if there is none."""

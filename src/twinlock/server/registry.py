@@ -128,15 +128,15 @@ class SpaceRegistry:
     async def _load(self, space: SpaceId) -> ServedSpace:
         feed = _Feed()
         try:
-            if self._is_shared and await self._logs.exists(LogId(space)):
-                state = await self._log.state(space)
-                feed.end = self._log.follow(space, state.head, feed.hear)
+            rules = None
+            if not (self._is_shared and await self._logs.exists(LogId(space))):
+                # Whoever names a space that does not exist has nothing listened to.
+                rules = await self._read_rules(space)
+            state = await self._log.state(space)
+            feed.end = self._log.follow(space, state.head, feed.hear)
+            if rules is None or self._is_shared:
                 await self._look_for_change(space, feed)
                 rules = await self._read_rules(space)
-            else:
-                rules = await self._read_rules(space)
-                state = await self._log.state(space)
-                feed.end = self._log.follow(space, state.head, feed.hear)
             births = await self._note_birth(space, state.head)
         except BaseException:
             feed.end()

@@ -14,8 +14,8 @@ what became of the change: see `fences`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 
@@ -114,24 +114,32 @@ class SpaceChanges:
             KeyServiceError: it has not yet said what became of an earlier change.
             OverloadedError: another node takes long to change it.
         """
-        loaded = await self._registry.current(space)
-        await self.fences.clear(loaded)
-        async with self._turn(loaded) as served:
-            if served.in_doubt:
-                await self._settle(served)
-            yield served
+        served = await self._registry.load(space)
+        with self._in_use(served):
+            await self._registry.catch_up(served)
+            await self.fences.clear(served)
+            async with self._turn(served):
+                if served.in_doubt:
+                    await self._settle(served)
+                yield served
 
-    @asynccontextmanager
-    async def _turn(self, space: ServedSpace) -> AsyncIterator[ServedSpace]:
-        """Wait for one's turn with a space, which stays loaded as long as anybody does."""
+    @contextmanager
+    def _in_use(self, space: ServedSpace) -> Iterator[None]:
+        """Keep a space loaded: were it loaded anew meanwhile, those who use it then would not know of this change."""
         space.log_users += 1
         try:
-            async with self._locks.setdefault(space.id, asyncio.Lock()):
-                yield space
+            yield
         finally:
             space.log_users -= 1
             if not space.log_users:
-                del self._locks[space.id]
+                self._locks.pop(space.id, None)
+
+    @asynccontextmanager
+    async def _turn(self, space: ServedSpace) -> AsyncIterator[None]:
+        """Wait for one's turn with a space, which stays loaded as long as anybody does."""
+        with self._in_use(space):
+            async with self._locks.setdefault(space.id, asyncio.Lock()):
+                yield
 
     async def fresh(self, space: ServedSpace, expect_seq: int, entries: Sequence[SignedEntry]) -> list[SignedEntry]:
         """Return those of some entries after the first `expect_seq` that the log does not have yet.
