@@ -276,3 +276,14 @@ def test_the_environment_names_the_proxy(monkeypatch):
     assert proxy_for(parse_address("wss://outside.example")).port == 3128
     assert proxy_for(parse_address("wss://inside.example")) is None
     assert proxy_for(parse_address("wss://127.0.0.1")) is None
+
+
+async def test_a_body_that_cannot_be_read_is_no_fault_of_the_network():
+    async def pieces():
+        yield b"half"
+        raise FileNotFoundError("the file ends too early")
+
+    async with serving(answering()) as (client, address, _):
+        with pytest.raises(FileNotFoundError):
+            async with client.request("PUT", address, "/x", {}, Body(8, pieces)):
+                pass

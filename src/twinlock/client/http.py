@@ -6,7 +6,6 @@ Every failure of the network, and every answer that is no HTTP, is an OfflineErr
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
@@ -212,23 +211,30 @@ async def _exchange(streams: Streams, head: bytes, body: Body | None) -> tuple[_
     except TimeoutError as exc:
         raise OfflineError("the server did not answer in time") from exc
     finally:
+        # Waited for and not awaited: whoever cancels this meanwhile must be heard.
         answer.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OfflineError):
-            await answer
+        await asyncio.wait([answer])
+        if not answer.cancelled():
+            answer.exception()
 
 
 async def _send(writer: asyncio.StreamWriter, head: bytes, body: Body | None, answer: asyncio.Future[_Head]) -> bool:
-    try:
-        writer.write(head)
-        async for piece in _pieces(body):
+    """Send a request, until the server answers or hangs up; tell whether all of it was sent.
+
+    Raises:
+        OSError: the body cannot be read.
+    """
+    writer.write(head)
+    async for piece in _pieces(body):
+        try:
             writer.write(piece)
             async with asyncio.timeout(IDLE_TIMEOUT_S):
                 await writer.drain()
-            if answer.done():
-                return False
-    except OSError:
-        # What it said before it hung up is worth more than that it did.
-        return False
+        except OSError:
+            # What it said before it hung up is worth more than that it did.
+            return False
+        if answer.done():
+            return False
     return True
 
 
