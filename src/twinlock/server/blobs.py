@@ -213,7 +213,7 @@ class Blobs:
         """Return a space's rules for one of its members."""
         if len(space) != ID_BYTES:
             raise InvalidCallError("ids have 16 bytes")
-        rules = (await self._registry.load(space)).sequencer.rules
+        rules = (await self._registry.current(space)).sequencer.rules
         check_member(rules, account)
         return rules
 
