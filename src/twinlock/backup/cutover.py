@@ -27,6 +27,8 @@ SHORTER = 0.8
 """A round that took more than this share of the one before shows that rounds do not get shorter any more."""
 
 LOCK_PAUSE_S = 0.02
+MEET_S = 2.0
+"""Every node of a cluster tells of itself at least once in this time, also when it has nothing else to tell."""
 
 
 class Moved(msgspec.Struct, frozen=True):
@@ -58,8 +60,12 @@ class Nodes:
 
     def __init__(self, broker: Broker) -> None:
         self._alive: set[bytes] = set()
-        self._heard_s = time.monotonic()
+        self._began_s = self._heard_s = time.monotonic()
         self._end = broker.subscribe(SUBJECT, self._hear)
+
+    async def met(self) -> None:
+        """Wait until every node that is alive was heard: one that was not must not be taken for gone."""
+        await asyncio.sleep(self._began_s + MEET_S - time.monotonic())
 
     async def gone(self, s_max: float) -> None:
         """Wait until every node has said that it goes, or none was heard for as long as a live one is never silent.
@@ -108,6 +114,8 @@ async def migrate(source: EnginePlace, target: EnginePlace, steps: Steps, now_ms
             await move.begin(source.shown, now_ms)
             rounds = await _rounds(move, steps.say)
             await move.rehearse()
+            if source.is_cluster:
+                await nodes.met()
             began = time.monotonic()
             await steps.stop()
             async with _ended(source, reading, nodes, steps.stopped_s_max) as ended:
