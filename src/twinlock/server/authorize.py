@@ -86,13 +86,22 @@ class Authority:
                 # The log may have grown while it was read here.
                 return newer if newer is not None and newer.seq > state.seq else self._keep(state)
 
-    def heard(self, account: AccountId, revoked: frozenset[DeviceId]) -> None:
-        """Take in that an account has grown at another node; devices that it revoked are cut off at once."""
+    def heard(self, account: AccountId) -> None:
+        """Take in that an account has grown at another node."""
         self._accounts.pop(account, None)
         self._readings.pop(account, None)
+        self._on_grown(account)
+
+    async def cut_off(self, account: AccountId, devices: frozenset[DeviceId]) -> None:
+        """Cut off those of some devices that their account has revoked, as its own log says.
+
+        Raises:
+            UnknownDeviceError: there is no such account.
+            KeyServiceError, StoreError: its log cannot be read.
+        """
+        revoked = devices & (await self.account(account)).revoked
         if revoked:
             self._on_revoked(revoked)
-        self._on_grown(account)
 
     def forget_all(self) -> dict[AccountId, AccountState]:
         """Forget every account, since other nodes may have changed any of them; return what was known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from twinlock.ids import AccountId
+from twinlock.ids import ID_BYTES, AccountId
 from twinlock.server.settings import Settings
 from twinlock.server.shared_rates import SharedRates, TokenBucket
 
@@ -78,7 +78,9 @@ class Quotas:
             for kind in AccountQuota(settings, 0).buckets():
                 rates.on(kind, partial(self._bucket, kind))
 
-    def _bucket(self, kind: str, key: bytes, now_ms: int) -> TokenBucket:
+    def _bucket(self, kind: str, key: bytes, now_ms: int) -> TokenBucket | None:
+        if len(key) != ID_BYTES:
+            return None
         return self.of(AccountId(key), now_ms).buckets()[kind]
 
     def of(self, account: AccountId, now_ms: int) -> AccountQuota:
@@ -102,7 +104,7 @@ class TryLimiter:
         self._rates = rates or SharedRates()
         self._kind = kind
         self._buckets: dict[str, TokenBucket] = {}
-        self._rates.on(kind, lambda key, now_ms: self._bucket(key.decode(), now_ms))
+        self._rates.on(kind, lambda key, now_ms: self._bucket(key.decode(errors="replace"), now_ms))
 
     def take(self, key: str, now_ms: int) -> int:
         """Count a try and return 0, or return after how many ms to come back."""

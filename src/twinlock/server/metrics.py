@@ -112,10 +112,14 @@ class Metrics:
         self.append_retries = self._tally(
             "append_retries", "Appends tried again because another node had some of them."
         )
+        self.append_overtaken = self._tally(
+            "append_overtaken", "Appends that another node's change of the space overtook, and whose pushes come again."
+        )
         self.append_failures = self._tally("append_failures", "Appends that failed, and whose pushes come again.")
         self.fences = self._tally("fences", "Changes of signed logs by other nodes that were waited for.")
         self.take_overs = self._tally("take_overs", "Changes of signed logs ended in place of a node that stalled.")
         self.broker_gaps = self._tally("broker_gaps", "Times that news of other nodes may have been missed.")
+        self.news_refused = self._tally("news_refused", "Messages of other nodes that no node sends in good order.")
         self._rejects = self._counter("rejects", "Envelopes refused.", "code")
         self._closes = self._counter("closes", "Connections closed by the server.", "code")
         self._calls = self._counter("calls", "Calls answered.", "method", "code")

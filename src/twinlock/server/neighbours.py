@@ -30,6 +30,10 @@ SILENT_BEATS_MAX = 4
 ALIVE_S = 4.0
 """A node that was not heard for so long is taken for dead."""
 
+NODES_MAX = 1_000
+"""Nodes that are counted at most: names that somebody made up must not fill the memory."""
+
+NAME_BYTES_MAX = 32
 ANSWER_S = 0.25
 """How long the other nodes have to say who is there."""
 
@@ -197,14 +201,13 @@ class Neighbours:
     def _hear(self, message: bytes) -> None:
         try:
             news = _decode(message)
-        except msgspec.DecodeError:
-            # A node of a later version tells what this one does not know.
-            logger.info("unknown news of another node")
+        except (msgspec.DecodeError, RecursionError):
+            # A node of a later version tells what this one does not know, or it is no node.
+            self.refuse("unknown")
             return
         match news:
             case Beat():
-                self._heard_s[news.node] = self._loop.time()
-                self.rates.charge(news.spent)
+                self._take_beat(news)
             case Left():
                 self._heard_s.pop(news.node, None)
             case Present():
@@ -214,6 +217,20 @@ class Neighbours:
                 handler = self._handlers.get(type(news))
                 if handler is not None:
                     handler(news)
+
+    def refuse(self, reason: str) -> None:
+        """Count a message of the broker that no node sends in good order, and do nothing else with it."""
+        self._metrics.news_refused.inc()
+        # Whoever sends many of them must not fill the log.
+        logger.debug("news of another node are not taken", reason=reason)
+
+    def _take_beat(self, beat: Beat) -> None:
+        is_known = beat.node in self._heard_s
+        if len(beat.node) > NAME_BYTES_MAX or (not is_known and len(self._heard_s) >= NODES_MAX):
+            self.refuse("name")
+            return
+        self._heard_s[beat.node] = self._loop.time()
+        self.rates.charge(beat.spent)
 
     def _missed(self) -> None:
         self._metrics.broker_gaps.inc()

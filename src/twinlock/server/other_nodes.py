@@ -7,10 +7,18 @@ import asyncio
 import structlog
 
 from twinlock.contracts import Foreign, Note
-from twinlock.errors import DeviceRevokedError, TwinlockError, UnknownDeviceError
+from twinlock.errors import (
+    DeviceRevokedError,
+    OverloadedError,
+    RemovedError,
+    ShreddedError,
+    TwinlockError,
+    UnknownDeviceError,
+)
 from twinlock.ids import AccountId, DeviceId, SpaceId, short
 from twinlock.protocol.account_log import AccountState
 from twinlock.protocol.frames import LOG_GROWN, Notice, Signals
+from twinlock.protocol.limits import SIGNAL_BYTES_MAX
 from twinlock.server.authorize import Authority
 from twinlock.server.drain import sign_out
 from twinlock.server.heartbeat import Heartbeat
@@ -26,6 +34,7 @@ from twinlock.server.tasks import Tasks
 
 logger = structlog.get_logger(__name__)
 
+RETRY_AFTER_MS = 1_000
 LOOK_UP_PAUSE_S = 0.002
 """Between two accounts that are looked up after a gap: at most 500 a second."""
 
@@ -73,7 +82,7 @@ class OtherNodes:
         self._registry.take_foreign = self._take_foreign
         self._registry.take_signal = self._take_signal
         self._authority.tell_others = self._tell_account
-        self._neighbours.on(AccountGrown, lambda news: self._authority.heard(news.account, frozenset(news.revoked)))
+        self._neighbours.on(AccountGrown, self._account_grown)
         self._neighbours.on(SignedOut, lambda news: sign_out(self._heartbeat, news.account))
         self._neighbours.on(SpaceGrown, self._space_grown)
         self._neighbours.gap_callbacks.append(self._missed)
@@ -111,12 +120,38 @@ class OtherNodes:
     # News, which may be lost
 
     def _take_signal(self, space: ServedSpace, sealed: bytes) -> None:
+        if len(sealed) > SIGNAL_BYTES_MAX:
+            self._neighbours.refuse("signal")
+            return
         self._changes.hub.relay(space, None, Signals(space.id, [sealed]))
 
     def _tell_account(self, account: AccountId, revoked: frozenset[DeviceId]) -> None:
         self._neighbours.tell(AccountGrown(account, sorted(revoked)))
 
+    def _account_grown(self, news: AccountGrown) -> None:
+        self._authority.heard(news.account)
+        # Only devices that are here need a look at the log, and only what it says counts: anybody can say news.
+        named = frozenset(news.revoked).intersection([peer.session.device for peer in self._heartbeat.connections])
+        if named:
+            self._tasks.spawn(self._cut_off(news.account, named), "cut off revoked devices")
+
+    async def _cut_off(self, account: AccountId, devices: frozenset[DeviceId]) -> None:
+        try:
+            await self._authority.cut_off(account, devices)
+        except UnknownDeviceError:
+            self._neighbours.refuse("account")
+        except TwinlockError as error:
+            # They may well be revoked: they have to say hello again, which does not succeed before the log can be read.
+            logger.warning("an account cannot be looked up", code=error.code)
+            for peer in [each for each in self._heartbeat.connections if each.session.device in devices]:
+                peer.refuse(OverloadedError("the account cannot be looked up", retry_after_ms=RETRY_AFTER_MS))
+
     def _space_grown(self, news: SpaceGrown) -> None:
+        notices = [notice for telling in news.tellings for notice in telling.notices]
+        allowed = _told_of(news.space)
+        if any([notice not in allowed for notice in notices]):
+            self._neighbours.refuse("notice")
+            return
         served = self._registry.at_hand(news.space)
         # A node that serves the space tells by itself as soon as it has the new rules: no device may ask before that.
         if served is None or served.sequencer.rules.seq >= news.seq:
@@ -164,3 +199,8 @@ class OtherNodes:
                 space = SpaceId(bytes.fromhex(key.removeprefix(prefix)))
                 if space not in peer.session.spaces and record.value != FORMER:
                     peer.send(Notice(LOG_GROWN, space))
+
+
+def _told_of(space: SpaceId) -> list[Notice]:
+    """Return what a node may have told to devices of another; they believe the signed log alone."""
+    return [Notice(code, space) for code in (LOG_GROWN, RemovedError.code, ShreddedError.code)]

@@ -7,6 +7,7 @@ amounts too small to be told by themselves, which are told with what comes after
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import msgspec
 
@@ -128,7 +129,8 @@ class SharedRates:
         """Take what another node told into account."""
         now_ms = self.now_ms()
         for spent in told:
-            find = self._finders.get(spent.kind)
+            # An amount that takes nothing would give something back, or spoil the bucket.
+            find = self._finders.get(spent.kind) if 0 < spent.amount < inf else None
             bucket = find(spent.key, now_ms) if find is not None else None
             if bucket is not None:
                 bucket.charge(spent.amount, now_ms)
