@@ -56,7 +56,7 @@ class Steps(msgspec.Struct, frozen=True):
 class Nodes:
     """Hears which nodes of a cluster are alive, and when all of them have gone."""
 
-    __slots__ = ("_alive", "_end", "_heard_s")
+    __slots__ = ("_alive", "_began_s", "_end", "_heard_s")
 
     def __init__(self, broker: Broker) -> None:
         self._alive: set[bytes] = set()
