@@ -32,23 +32,6 @@ from twinlock.server.stores import check_identity
 
 
 @pytest.fixture
-async def town(tmp_path):
-    town = Town(tmp_path)
-    yield town
-    await town.close()
-
-
-@pytest.fixture
-async def here(town):
-    return await town.start()
-
-
-@pytest.fixture
-async def there(town, here):
-    return await town.start()
-
-
-@pytest.fixture
 async def world(town, here):
     return await make_world(here)
 

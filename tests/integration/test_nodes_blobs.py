@@ -2,11 +2,8 @@
 
 import os
 
-import pytest
-
 from tests.blob_kit import blob_device, told
 from tests.membership_kit import House, make_person
-from tests.nodes_kit import Town
 from tests.server_kit import make_world
 from twinlock.protocol.space_log import Role
 
@@ -22,13 +19,6 @@ class Deaf:
 
     def follow(self, space, after, follower):
         return lambda: None
-
-
-@pytest.fixture
-async def town(tmp_path):
-    town = Town(tmp_path)
-    yield town
-    await town.close()
 
 
 async def test_who_is_removed_gets_no_part_of_a_node_that_was_not_told_yet(town):

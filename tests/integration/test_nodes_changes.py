@@ -17,23 +17,6 @@ from twinlock.sealing.space_entries import shred_entry
 
 
 @pytest.fixture
-async def town(tmp_path):
-    town = Town(tmp_path)
-    yield town
-    await town.close()
-
-
-@pytest.fixture
-async def here(town):
-    return await town.start()
-
-
-@pytest.fixture
-async def there(town, here):
-    return await town.start()
-
-
-@pytest.fixture
 async def house(town, here):
     owner = await make_world(here)
     wire = await town.open(here, owner)

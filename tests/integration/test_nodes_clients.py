@@ -5,15 +5,7 @@ import asyncio
 import pytest
 
 import twinlock
-from tests.nodes_kit import Town
 from twinlock.client.transport import parse_address
-
-
-@pytest.fixture
-async def town(tmp_path):
-    town = Town(tmp_path)
-    yield town
-    await town.close()
 
 
 def test_several_addresses_are_one_server_and_are_tried_in_turn():

@@ -5,27 +5,10 @@ import asyncio
 import pytest
 
 from tests.membership_kit import House
-from tests.nodes_kit import Town, metric
+from tests.nodes_kit import metric
 from tests.server_kit import make_world
 from twinlock.protocol.calls import Cut, CutResult
 from twinlock.protocol.frames import Ack, Attach, Goaway, Reject, Signal, Signals
-
-
-@pytest.fixture
-async def town(tmp_path):
-    town = Town(tmp_path)
-    yield town
-    await town.close()
-
-
-@pytest.fixture
-async def here(town):
-    return await town.start()
-
-
-@pytest.fixture
-async def there(town, here):
-    return await town.start()
 
 
 @pytest.fixture
