@@ -16,6 +16,7 @@ from twinlock.contracts.log import (
     Log,
     Note,
     Outcome,
+    OvertakenError,
     SpaceState,
 )
 from twinlock.contracts.moving import (
@@ -48,6 +49,7 @@ __all__ = [
     "Moving",
     "Note",
     "Outcome",
+    "OvertakenError",
     "Receiver",
     "Record",
     "SpaceState",

@@ -8,7 +8,7 @@ from enum import Enum
 
 import msgspec
 
-from twinlock.errors import TwinlockError
+from twinlock.errors import StoreError, TwinlockError
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Incarnation, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope
 from twinlock.protocol.frames import Entry
@@ -26,19 +26,22 @@ class SpaceState(msgspec.Struct, frozen=True):
 
     `start` is the first seq that is delivered, `head` the last seq (0 when empty), `log_bytes` the envelope bytes
     from `start` on, `heads` the chain heads of every device that ever wrote, which survive cuts and purges.
+    `received_ms` is the receive time of the newest entry that is stored (0 where there is none, or it is not known).
     """
 
     start: Seq
     head: Seq
     log_bytes: int
     heads: Mapping[DeviceId, DeviceHead]
+    received_ms: int = 0
 
 
 class Append(msgspec.Struct, frozen=True):
-    """New envelopes of one space, to be appended all or none."""
+    """New envelopes of one space, to be appended all or none, and when they were received."""
 
     space: SpaceId
     envelopes: Sequence[Envelope]
+    received_ms: int
 
 
 Outcome = list[Seq] | TwinlockError
@@ -50,6 +53,10 @@ Done = Callable[[Sequence[tuple[int, Outcome]]], None]
 APPEND_ENVELOPES_MAX = 4096
 APPEND_BYTES_MAX = 4 << 20
 """An append carries at most so many envelopes, and so many bytes of them."""
+
+
+class OvertakenError(StoreError):
+    """Another node's fence came before an append: nothing of it was stored, nor will be; it may be asked for again."""
 
 
 class Note(Enum):
@@ -84,6 +91,8 @@ class Log(ABC):
       another id, a gap, or a wrong `prev` refuses the whole append with `AppendConflictError`.
     - `watch` continues `read` without gap or overlap.
     - A cut takes effect for new readers at once; what it covers is deleted only by `clean`, after the grace.
+    - Receive times never go back, if no append is given one before that of the newest entry that its node knows: where
+      another node was faster, the larger of both is stored. What is adopted keeps its times.
     - Several nodes may each have a `Log` of their own on one store. An append of one of them that did not know of an
       append of another is tried again behind it, so that all of the above holds over all nodes; `follow` tells.
     """
@@ -111,7 +120,7 @@ class Log(ABC):
         """
 
     @abstractmethod
-    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+    def append_many(self, appends: Sequence[Append], done: Done) -> None:
         """Append to many spaces at once, and tell `done` what came of each once that is durable.
 
         Each append stands by itself and fails as `append` does; one with an envelope that is known already is refused
@@ -143,8 +152,8 @@ class Log(ABC):
         """Leave `Note.FENCE` for the other nodes, durably, and return the state at that very place of the log.
 
         Every append of another node that comes after it was asked for when that node had been told of the fence (by
-        `follow`, or because its state was read later): one on its way that a fence overtakes is refused with
-        `StoreError`. No reader ever sees a fence. An engine of a single process just returns the state.
+        `follow`, or because its state was read later): one on its way that a fence overtakes is refused, with
+        `OvertakenError` where it is certain that it will not be stored. No reader ever sees a fence. An engine of a single process just returns the state.
         """
 
     @abstractmethod

@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from twinlock.contracts import OvertakenError
 from twinlock.contracts.broker import Broker, Receiver, Subject
 from twinlock.contracts.chains import NO_HEAD, plan_append, refuse_known
 from twinlock.contracts.log import Append, DeviceHead, Done, Follower, Foreign, Log, Note, Outcome, SpaceState
@@ -172,10 +173,10 @@ class NodeLog(Log):
             raise outcome
         return outcome
 
-    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+    def append_many(self, appends: Sequence[Append], done: Done) -> None:
         """Append to many spaces; each is answered by itself."""
         for place, append in enumerate(appends):
-            self._ask(append.space, append.envelopes, received_ms, False, partial(_answer_one, done, place))
+            self._ask(append.space, append.envelopes, append.received_ms, False, partial(_answer_one, done, place))
 
     async def read(self, space: SpaceId, after: Seq, bytes_max: int) -> list[Entry]:
         """Return entries after a seq, from `start` on, in order."""
@@ -287,7 +288,7 @@ class NodeLog(Log):
         if any(
             event.note is Note.FENCE and event.log is not self for event in view.history[request.made_at : view.told]
         ):
-            fenced = StoreError("another node has begun to change the space")
+            fenced = OvertakenError("another node has begun to change the space")
             self._later(lambda: self._answer(space, view, request, fenced))
         else:
             self._later(lambda: self._arrive(space, view, request))
@@ -313,16 +314,16 @@ class NodeLog(Log):
             if not request.takes_known:
                 heads = self._inner.state_now(space).heads
                 refuse_known(plan_append(space, request.envelopes, lambda device: heads.get(device, NO_HEAD)))
-            before = self._inner.state_now(space).head
+            before = self._inner.state_now(space)
             seqs = self._inner.append_now(space, request.envelopes, request.received_ms)
         except TwinlockError as error:
             refusal = error
             self._later(lambda: self._answer(space, view, request, refusal))
             return
         entries = [
-            Entry(seq, request.received_ms, envelope.data)
+            Entry(seq, max(request.received_ms, before.received_ms), envelope.data)
             for seq, envelope in zip(seqs, request.envelopes, strict=True)
-            if seq > before
+            if seq > before.head
         ]
         if not entries:
             upto = len(view.history)

@@ -16,7 +16,7 @@ from functools import partial
 import msgspec
 import structlog
 
-from twinlock.contracts import APPEND_ENVELOPES_MAX, Append, Log, Outcome, SpaceState
+from twinlock.contracts import APPEND_ENVELOPES_MAX, Append, Log, Outcome, OvertakenError, SpaceState
 from twinlock.errors import (
     AppendConflictError,
     CounterConflictError,
@@ -115,6 +115,9 @@ class Committer:
         for place, outcome in outcomes:
             group = groups[place]
             space = group.served
+            if isinstance(outcome, OvertakenError):
+                self._overtaken(space, group.pushes)
+                continue
             if not isinstance(outcome, list):
                 if not (isinstance(outcome, AppendConflictError) and self._sort_again(group)):
                     self._spawn_recovery(space, group.pushes, outcome)
@@ -189,6 +192,9 @@ class Committer:
         for place, push in enumerate(pushes):
             try:
                 await self._acknowledge_known(space, push)
+            except OvertakenError:
+                self._overtaken(space, pushes[place:])
+                return
             except TwinlockError as error:
                 self._spawn_recovery(space, pushes[place:], error)
                 return
@@ -280,6 +286,15 @@ class Committer:
             told = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
         retry = _with_retry(told)
         self._send_back(space, pushes + came, lambda envelope: Refusal(envelope.header.counter, retry))
+        self._go_on(space)
+
+    def _overtaken(self, space: ServedSpace, pushes: list[WaitingPush]) -> None:
+        """Have pushes sent again that another node's fence overtook: none is stored, so that no reader lacks any."""
+        waiting, space.waiting = space.waiting, []
+        space.sequencer.restore(space.sequencer.durable)
+        self.metrics.append_overtaken.inc()
+        held = OverloadedError("the space is changing", retry_after_ms=HELD_RETRY_MS)
+        self._send_back(space, pushes + waiting, lambda envelope: Refusal(envelope.header.counter, held))
         self._go_on(space)
 
     def _send_back(
