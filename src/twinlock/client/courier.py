@@ -144,10 +144,6 @@ class Courier(Peer):
         """Do something that takes calls to the server, after what is wanted already; one of a name waits at a time."""
         self._chores.add(name, chore)
 
-    async def bring_up_to_date(self, runtime: SpaceRuntime) -> None:
-        """Read a space's signed log now, and act on what is new."""
-        await self._read_logs(runtime)
-
     def _on_chore_failed(self, error: TwinlockError) -> None:
         if isinstance(error, LogForkError | LogInvalidError):
             self._connection.last_error = error

@@ -131,11 +131,7 @@ class BlobHttp:
         part = await self._blobs.to_get(account, device, *name)
         first, end = _range(headers.get("range", ""), part.part_bytes)
         is_whole = end - first == part.part_bytes
-        told = {
-            "content-length": str(end - first),
-            "accept-ranges": "bytes",
-            "content-type": "application/octet-stream",
-        }
+        told = {"content-length": str(end - first), **_ALWAYS_TOLD}
         if not is_whole:
             told["content-range"] = f"bytes {first}-{end - 1}/{part.part_bytes}"
         self._gate.count(account, 0 if is_head else end - first, self._now_ms())

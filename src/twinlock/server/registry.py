@@ -90,10 +90,6 @@ class SpaceRegistry:
         """Return a space if it is loaded."""
         return self._spaces.get(space)
 
-    def all_at_hand(self) -> list[ServedSpace]:
-        """Return every space that is loaded."""
-        return list(self._spaces.values())
-
     def use(self, space: SpaceId, action: Action, refuse: Refusing) -> None:
         """Do something with a space, at once if it is loaded; `refuse` is called if there is no such space."""
         served = self._spaces.get(space)

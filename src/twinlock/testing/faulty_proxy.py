@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 
 from twinlock.testing.traffic_tap import LOOPBACK
 
@@ -42,11 +42,6 @@ class FaultyProxy:
         self._to_dialler = asyncio.Event()
         self._open: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
-
-    @property
-    def connections_count(self) -> int:
-        """How many connections pass now."""
-        return len(self._connections)
 
     def heal(self) -> None:
         """Let everything pass again, at full speed; what was stalled goes on where it stopped."""
@@ -187,10 +182,3 @@ async def flap(
     finally:
         for proxy in flapping:
             proxy.heal()
-
-
-@contextlib.asynccontextmanager
-async def proxies_to(ports: Iterable[int]) -> AsyncIterator[list[FaultyProxy]]:
-    """Open a proxy to each of some ports, in their order."""
-    async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(FaultyProxy(port)) for port in ports]
