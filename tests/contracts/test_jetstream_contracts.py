@@ -1,31 +1,14 @@
 """The JetStream engine keeps the contracts, on one real server."""
 
-import secrets
-
 import pytest
 
-from twinlock.engines.jetstream import JetstreamEngine
-from twinlock.engines.jetstream_cluster import FirstSettings
 from twinlock.testing.contracts import BrokerContract, DirectoryContract, LogContract, LogNodesContract
-from twinlock.testing.nats_process import NatsCluster
-
-SMALL = FirstSettings(partitions=1, shards=2)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with NatsCluster(tmp_path_factory.mktemp("nats"), nodes=1) as cluster:
-        yield cluster
 
 
 @pytest.fixture
-async def engines(server):
+async def engines(connect):
     """Two nodes of one fresh cluster."""
-    name = secrets.token_hex(4)
-    engines = [await JetstreamEngine.connect(server.url, name=name, first=SMALL) for _ in range(2)]
-    yield engines
-    for engine in engines:
-        await engine.close()
+    return [await connect(), await connect()]
 
 
 class TestJetstreamLog(LogContract):

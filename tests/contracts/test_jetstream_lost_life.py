@@ -1,39 +1,13 @@
 """A directory that was copied from a lost site further than a log tells of heads that this log never had."""
 
-import secrets
-
 import msgspec
 import pytest
 
-from twinlock.engines.jetstream import JetstreamEngine
-from twinlock.engines.jetstream_cluster import FirstSettings
 from twinlock.engines.jetstream_format import PLACES
 from twinlock.engines.jetstream_starts import Checkpoint, StoredHead
 from twinlock.testing.contracts.envelopes import Chain, new_space
-from twinlock.testing.nats_process import NatsCluster
 
 NOW_MS = 1_700_000_000_000
-SMALL = FirstSettings(partitions=1, shards=2)
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with NatsCluster(tmp_path_factory.mktemp("nats"), nodes=1) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def connect(server):
-    name = secrets.token_hex(4)
-    engines = []
-
-    async def connect():
-        engines.append(await JetstreamEngine.connect(server.url, name=name, first=SMALL))
-        return engines[-1]
-
-    yield connect
-    for engine in engines:
-        await engine.close()
 
 
 async def store_lost_heads(engine, chain, messages):
