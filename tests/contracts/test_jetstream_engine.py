@@ -10,8 +10,9 @@ from twinlock.contracts.log import Append, DeviceHead
 from twinlock.engines.jetstream import JetstreamEngine
 from twinlock.engines.jetstream_cluster import FirstSettings
 from twinlock.engines.jetstream_format import PLACES, Names
+from twinlock.engines.jetstream_live import Live
 from twinlock.engines.jetstream_options import NatsOptions
-from twinlock.errors import LimitExceededError, RevisionError, StoreError
+from twinlock.errors import AppendConflictError, LimitExceededError, RevisionError, StoreError, TwinlockError
 from twinlock.ids import Counter, EnvelopeId, Seq
 from twinlock.protocol.frames import Entry
 from twinlock.testing.contracts.envelopes import Chain, new_device, new_space
@@ -156,6 +157,62 @@ async def test_a_lost_connection_is_made_again_and_nothing_is_missed(connect):
     assert await there.directory.list("a/") == {}
 
 
+async def test_an_error_of_our_own_is_told_to_whoever_waits_and_the_space_is_read_anew(connect, monkeypatch):
+    """What fails here is the work beside that is to compare the tail with the leader."""
+    here, there = await connect(), await connect()
+    chain, told = Chain(new_space()), []
+    here.log.follow(chain.space, Seq(0), told.append)
+    await here.log.append(chain.space, chain.take(1), NOW_MS)
+    broken = [ZeroDivisionError()]
+    catch_up = Live.catch_up
+
+    async def fail_once(self, tail, *rest):
+        if broken:
+            raise broken.pop()
+        await catch_up(self, tail, *rest)
+
+    monkeypatch.setattr(Live, "catch_up", fail_once)
+    gap = Chain(chain.space).take(2)[1]
+    async with asyncio.timeout(10):
+        with pytest.raises(StoreError):
+            await here.log.append(chain.space, [gap], NOW_MS)
+        with pytest.raises(AppendConflictError):
+            await here.log.append(chain.space, [gap], NOW_MS)
+        await here.log.append(chain.space, chain.take(1), NOW_MS)
+    seqs = await there.log.append(chain.space, chain.take(2), NOW_MS)
+    await until(lambda: told)
+    assert [entry.seq for foreign in told for entry in foreign.entries] == seqs
+
+
+async def test_a_follower_that_fails_costs_no_other_an_entry(connect):
+    """Nor an append its answer: everything is told once, in order, of what was appended meanwhile too."""
+    here, there = await connect(), await connect()
+    space = new_space()
+    mine, others = Chain(space), Chain(space)
+    seen, failing = [], []
+
+    def hear(foreign):
+        seen.extend(entry.seq for entry in foreign.entries)
+
+    def fail(foreign):
+        failing.extend(entry.seq for entry in foreign.entries)
+        if len(failing) in (2, 5):
+            raise ZeroDivisionError
+
+    here.log.follow(space, Seq(0), fail)
+    here.log.follow(space, Seq(0), hear)
+    stored = []
+    async with asyncio.timeout(20):
+        for _ in range(8):
+            work = there.log.append(space, others.take(1), NOW_MS), here.log.append(space, mine.take(1), NOW_MS)
+            (theirs,), ours = await asyncio.gather(*work, return_exceptions=True)
+            stored.append(theirs)
+            if isinstance(ours, TwinlockError):
+                mine = Chain(space)
+    await until(lambda: len(seen) == len(failing) == 8)
+    assert seen == failing == stored
+
+
 async def test_a_note_and_a_fence_show_to_no_reader(connect):
     engine = await connect()
     chain = Chain(new_space())
@@ -181,8 +238,8 @@ async def test_no_append_of_many_takes_more_places_than_a_seq_has(connect):
     engine, chain = await connect(), Chain(new_space())
     answered = asyncio.get_running_loop().create_future()
 
-    append = Append(chain.space, [chain.next(b"") for _ in range(PLACES + 1)])
-    engine.log.append_many([append], NOW_MS, answered.set_result)
+    append = Append(chain.space, [chain.next(b"") for _ in range(PLACES + 1)], NOW_MS)
+    engine.log.append_many([append], answered.set_result)
 
     ((place, outcome),) = await answered
     assert place == 0
@@ -266,7 +323,7 @@ async def test_what_is_given_up_is_told_and_may_be_asked_for_again(tmp_path):
         envelopes = chain.take(2)
         outcomes = []
         cluster.pause(0)
-        engine.log.append_many([Append(chain.space, envelopes)], NOW_MS, outcomes.extend)
+        engine.log.append_many([Append(chain.space, envelopes, NOW_MS)], outcomes.extend)
         started = time.monotonic()
         await until(lambda: outcomes)
         waited = time.monotonic() - started

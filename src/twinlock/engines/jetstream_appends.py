@@ -120,11 +120,17 @@ class Appends:
         """Send what waits on a tail, if it is free."""
         if not tail.waiting or not tail.is_free:
             return
+        try:
+            self._go(tail)
+        except Exception as exc:
+            self.live.begin_anew(tail, exc)
+
+    def _go(self, tail: SpaceTail) -> None:
         flight = tail.next_flight(self.live.next_origin, self._loop.time())
         if flight is not None:
             self._send(tail, flight)
         if tail.is_verifying:
-            self.live.spawn(self._verify(tail))
+            self.live.spawn(self._verify(tail), tail)
 
     def _send(self, tail: SpaceTail, flight: Flight) -> None:
         flight.end = self._connection.ask(
@@ -137,12 +143,18 @@ class Appends:
 
     def _answered(self, tail: SpaceTail, flight: Flight, message: Message | None) -> bool:
         """Take the answer to a message: it is stored, its place was taken, or nobody knows."""
-        if tail.flight is not flight:
-            return True
+        if tail.flight is flight:
+            try:
+                self._take_answer(tail, flight, message)
+            except Exception as exc:
+                self.live.begin_anew(tail, exc)
+        return True
+
+    def _take_answer(self, tail: SpaceTail, flight: Flight, message: Message | None) -> None:
         answer = None if message is None else read_answer(message)
         if answer is None:
             flight.is_unknown = True
-            self.live.spawn(self._settle(tail, flight, RETRY_SECONDS))
+            self.live.spawn(self._settle(tail, flight, RETRY_SECONDS), tail)
         elif answer.error is None and tail.last == flight.guard:
             self.live.arrive(tail, answer.seq, flight.message)
             self.live.arrived(tail)
@@ -151,13 +163,12 @@ class Appends:
             self.go(tail)
         else:
             self._refused(tail, flight, answer.error)
-        return True
 
     def _refused(self, tail: SpaceTail, flight: Flight, failure: ApiFailure | None) -> None:
         if failure is None or failure.err_code in WRONG_LAST:
-            self.live.spawn(self._settle(tail, flight, 0))
+            self.live.spawn(self._settle(tail, flight, 0), tail)
         elif failure.passes or flight.is_unknown:
-            self.live.spawn(self._settle(tail, flight, RETRY_SECONDS))
+            self.live.spawn(self._settle(tail, flight, RETRY_SECONDS), tail)
         else:
             tail.refuse_flight(StoreError(f"not stored: {failure.description}", retry_after_ms=RETRY_AFTER_MS))
             self.go(tail)

@@ -46,7 +46,7 @@ class ClusterSettings(msgspec.Struct, frozen=True):
 
 
 class FirstSettings(msgspec.Struct, frozen=True):
-    """What a new cluster begins with; of no effect on one that exists. `replicas` 0: 3, or 1 where a server is alone."""
+    """What a new cluster begins with; of no effect on one that exists. `replicas` 0: 3, or 1 on a server alone."""
 
     partitions: int = PARTITIONS_DEFAULT
     shards: int = SHARDS_DEFAULT

@@ -17,7 +17,8 @@ from itertools import islice
 from typing import Any
 
 from twinlock.contracts.log import Follower, Foreign
-from twinlock.engines.jetstream_api import PATIENCE_SECONDS, Api
+from twinlock.engines.jetstream_api import PATIENCE_SECONDS, RETRY_AFTER_MS, Api
+from twinlock.engines.jetstream_audit import AUDIT_SECONDS, Audit
 from twinlock.engines.jetstream_format import (
     PLACES,
     LogMessage,
@@ -28,10 +29,11 @@ from twinlock.engines.jetstream_format import (
 )
 from twinlock.engines.jetstream_message import Message
 from twinlock.engines.jetstream_reads import Reads
-from twinlock.engines.jetstream_starts import Checkpoint, Start, Starts, StoredHead
+from twinlock.engines.jetstream_starts import Start, Starts
 from twinlock.engines.jetstream_tail import Following, SpaceTail, foreign_of
+from twinlock.engines.tails import Tail
 from twinlock.errors import ClosedError, StoreError, TwinlockError
-from twinlock.ids import Counter, EnvelopeId, Seq, SpaceId, short
+from twinlock.ids import Seq, SpaceId, short
 
 logger = logging.getLogger(__name__)
 
@@ -39,12 +41,9 @@ TAILS_MAX = 50_000
 """Tails of spaces that nobody uses are forgotten past so many."""
 
 HOLD_SECONDS = 0.01
-AUDIT_SECONDS = 1.0
-AUDIT_SPACES = 256
 CATCH_UPS_MAX = 64
 CHECKPOINT_ENTRIES = 10_000
 NODE_BYTES = 8
-FENCED_RETRY_MS = 100
 
 
 class Live:
@@ -62,10 +61,8 @@ class Live:
         "_catch_ups",
         "_free",
         "_is_closed",
-        "_leaders",
         "_names",
         "_number",
-        "_place",
         "_tasks",
         "node",
         "reads",
@@ -87,8 +84,6 @@ class Live:
         self._before_telling = before_telling
         self._tasks: set[asyncio.Task[None]] = set()
         self._catch_ups = asyncio.Semaphore(CATCH_UPS_MAX)
-        self._leaders: dict[int, str] = {}
-        self._place = 0
         self._number = 0
         self._is_closed = False
         self.node = os.urandom(NODE_BYTES)
@@ -96,18 +91,19 @@ class Live:
         self.starts = starts
         self.tails: dict[SpaceId, SpaceTail] = {}
         api.connection.on_gap(self._on_gap)
-        self._auditor = asyncio.get_running_loop().create_task(self._audit())
+        audit = Audit(api, names, self.tails, self._fill_later)
+        self._auditor = asyncio.get_running_loop().create_task(audit.run())
 
     def next_origin(self) -> bytes:
         """Return what names this node's next message."""
         self._number += 1
         return self.node + self._number.to_bytes(6, "big")
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside; it answers whoever waits for it, also when it fails."""
+    def spawn(self, work: Coroutine[Any, Any, None], tail: SpaceTail | None = None) -> None:
+        """Run something beside; where it moves a tail and fails by an error of our own, that begins anew."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, tail))
 
     def tail_of(self, space: SpaceId) -> SpaceTail:
         """Return a space's tail, which may still be loading."""
@@ -115,11 +111,50 @@ class Live:
         if tail is None:
             if len(self.tails) >= TAILS_MAX:
                 self._forget_some()
-            tail = self.tails[space] = SpaceTail(space, self._names.log_subject(space))
+            tail = self._make_tail(space)
             self._load_later(tail)
         elif not tail.is_loaded and tail.loading is None:
             self._load_later(tail)
         return tail
+
+    def _make_tail(self, space: SpaceId) -> SpaceTail:
+        now_s = asyncio.get_running_loop().time()
+        tail = self.tails[space] = SpaceTail(space, self._names.log_subject(space), now_s)
+        return tail
+
+    def begin_anew(self, tail: SpaceTail, cause: BaseException | None) -> None:
+        """Read a space anew after an error of our own: what waited is told, whoever follows goes on where it was."""
+        logger.error("work on a log failed", exc_info=cause, extra={"space": short(tail.space)})
+        if tail.flight is not None:
+            tail.flight.is_unknown = True
+        error = StoreError("an error of this node's own", retry_after_ms=RETRY_AFTER_MS)
+        loading, tail.loading = tail.loading, None
+        if loading is not None and not loading.done():
+            loading.set_exception(error)
+            loading.exception()
+        is_current = self._is_current(tail)
+        if is_current:
+            del self.tails[tail.space]
+        tail.refuse_all(error)
+        if is_current and (tail.followings or tail.watchers):
+            self._replace(tail)
+
+    def _replace(self, tail: SpaceTail) -> None:
+        fresh = self._make_tail(tail.space)
+        fresh.refused = tail.refused
+        fresh.followings, tail.followings = tail.followings, []
+        fresh.watchers, tail.watchers = tail.watchers, set()
+        for following in fresh.followings:
+            following.is_joined = False
+        for watcher in fresh.watchers:
+            watcher.give_up()
+        self.unlisten(tail)
+        if tail.fill_timer is not None:
+            tail.fill_timer.cancel()
+        # What fails again and again shall not take all of the processor.
+        failed_soon = fresh.began_s - tail.began_s < AUDIT_SECONDS
+        self._load_later(fresh, AUDIT_SECONDS if failed_soon else 0)
+        self.listen(fresh)
 
     async def loaded(self, space: SpaceId) -> tuple[SpaceTail, bool]:
         """Return a space's loaded tail, and whether it was compared with the leader by this very call.
@@ -193,9 +228,7 @@ class Live:
 
     def _tell_foreign(self, tail: SpaceTail, number: int, message: LogMessage) -> None:
         if message.kind == MessageKind.FENCE and message.origin[:NODE_BYTES] != self.node:
-            tail.refuse_entries(
-                StoreError("a change of the space's members came first", retry_after_ms=FENCED_RETRY_MS)
-            )
+            tail.refuse_overtaken(is_in_order=True)
         if not any([following.is_joined for following in tail.followings]):
             return
         foreign = foreign_of(number, message)
@@ -224,16 +257,18 @@ class Live:
 
     # Loading.
 
-    def _load_later(self, tail: SpaceTail) -> None:
+    def _load_later(self, tail: SpaceTail, pause_s: float = 0) -> None:
         loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         tail.loading = loading
-        self.spawn(self._load(tail, loading))
+        self.spawn(self._load(tail, loading, pause_s), tail)
 
-    async def _load(self, tail: SpaceTail, loading: asyncio.Future[None]) -> None:
+    async def _load(self, tail: SpaceTail, loading: asyncio.Future[None], pause_s: float) -> None:
         """Move a fresh tail from the last known heads to the end of its log."""
         try:
             last = await self.reads.last(tail.space)
             if last:
+            if pause_s:
+                await asyncio.sleep(pause_s)
                 await self._replay(tail, last)
             tail.start = await self.starts.read(tail.space)
         except TwinlockError as error:
@@ -258,11 +293,7 @@ class Live:
             # The directory of a second site may have been copied further than the log, which then went on otherwise.
             known = await self.reads.before(tail.space, Seq((checkpoint.number + 1) * PLACES - 1), last)
             if known == (checkpoint.bytes_all, checkpoint.count_all):
-                tail.last, tail.head = checkpoint.number, checkpoint.head
-                tail.bytes_all, tail.count_all = checkpoint.bytes_all, checkpoint.count_all
-                tail.checkpoint_count = checkpoint.count_all
-                for held in checkpoint.heads:
-                    tail.raise_head(held.device, held.counter, held.id, held.seq)
+                tail.take_up(checkpoint)
                 break
             upto = checkpoint.number - 1
         while tail.last < last:
@@ -308,6 +339,8 @@ class Live:
                 following.has_ended = True
                 tail.followings.remove(following)
                 self.unlisten(tail)
+                # The space may have been read anew since.
+                tail = self.tails[space]
                 self._free(tail)
 
         return end
@@ -320,7 +353,13 @@ class Live:
         tail.stop_live = self._api.connection.subscribe(subject, partial(self._on_live, tail))
         if tail.is_loaded:
             # What came since it was loaded, and before the subscription.
-            self.spawn(self._catch_up_quietly(tail))
+            self.spawn(self._catch_up_quietly(tail), tail)
+
+    def unwatch(self, space: SpaceId, watcher: Tail) -> None:
+        """End a watcher's queue."""
+        tail = self.tails[space]
+        tail.watchers.discard(watcher)
+        self.unlisten(tail)
 
     def unlisten(self, tail: SpaceTail) -> None:
         """Have no live messages sent any more, if nobody needs them."""
@@ -333,11 +372,11 @@ class Live:
         if following.cursor >= tail.last:
             following.is_joined = True
         else:
-            self.spawn(self._tell_earlier(tail, following))
+            self.spawn(self._tell_earlier(tail, following), tail)
 
     async def _tell_earlier(self, tail: SpaceTail, following: Following) -> None:
         """Tell a follower what lies between its place and the tail's, until there is nothing left."""
-        while not following.has_ended and following.cursor < tail.last and not self._is_closed:
+        while not following.has_ended and following.cursor < tail.last and self._is_current(tail):
             try:
                 messages = await self.reads.page_upto(tail.space, following.cursor + 1, tail.last)
             except TwinlockError as error:
@@ -345,18 +384,22 @@ class Live:
                 await asyncio.sleep(AUDIT_SECONDS)
                 continue
             for number, message in messages:
-                if number > tail.last or following.has_ended:
+                if number > tail.last or following.has_ended or not self._is_current(tail):
                     break
                 following.cursor = number
                 self._tell_one_earlier(tail, following, number, message)
-        following.is_joined = True
-        self._free(tail)
+        if self._is_current(tail):
+            following.is_joined = True
+            self._free(tail)
+
+    def _is_current(self, tail: SpaceTail) -> bool:
+        return self.tails.get(tail.space) is tail and not self._is_closed
 
     def _tell_one_earlier(self, tail: SpaceTail, following: Following, number: int, message: LogMessage) -> None:
         if message.origin[:NODE_BYTES] == self.node and message.origin not in tail.refused:
             return
         if message.kind == MessageKind.FENCE:
-            tail.refuse_entries(_fenced())
+            tail.refuse_overtaken(is_in_order=False)
         foreign = foreign_of(number, message)
         entries = [entry for entry in foreign.entries if entry.seq > following.after]
         if entries or foreign.note is not None:
@@ -365,6 +408,14 @@ class Live:
     def _on_live(self, tail: SpaceTail, message: Message) -> None:
         number = message.number("Nats-Sequence")
         if number <= tail.last and tail.is_loaded:
+        try:
+            self._take_live(tail, message)
+        except TwinlockError as error:
+            logger.warning("a live message cannot be read", extra={"space": short(tail.space), "code": error.code})
+        except Exception as exc:
+            self.begin_anew(tail, exc)
+
+    def _take_live(self, tail: SpaceTail, message: Message) -> None:
             return
         before = message.number("Nats-Last-Sequence")
         if tail.is_loaded and before == tail.last:
@@ -382,7 +433,7 @@ class Live:
     def _fill(self, tail: SpaceTail) -> None:
         tail.fill_timer = None
         if tail.wanted > tail.last and not self._is_closed:
-            self.spawn(self._fill_by_read(tail))
+            self.spawn(self._fill_by_read(tail), tail)
 
     async def _fill_by_read(self, tail: SpaceTail) -> None:
         try:
@@ -401,54 +452,7 @@ class Live:
     def _on_gap(self) -> None:
         for tail in self.tails.values():
             if tail.stop_live is not None and tail.is_loaded:
-                self.spawn(self._catch_up_quietly(tail))
-
-    async def _audit(self) -> None:
-        while True:
-            await asyncio.sleep(AUDIT_SECONDS)
-            try:
-                await self._audit_once()
-            except TwinlockError as error:
-                logger.info("the streams cannot be looked at", extra={"code": error.code})
-
-    async def _audit_once(self) -> None:
-        followed = [tail for tail in self.tails.values() if tail.stop_live is not None and tail.is_loaded]
-        by_partition: dict[int, list[SpaceTail]] = {}
-        for tail in followed:
-            by_partition.setdefault(partition_of(tail.space), []).append(tail)
-        for partition, tails in by_partition.items():
-            await self._audit_leader(partition, tails)
-        if followed:
-            self._place %= len(followed)
-            some = followed[self._place : self._place + AUDIT_SPACES]
-            self._place += AUDIT_SPACES
-            for partition in {partition_of(tail.space) for tail in some}:
-                await self._compare(partition, [tail for tail in some if partition_of(tail.space) == partition])
-
-    async def _audit_leader(self, partition: int, tails: list[SpaceTail]) -> None:
-        try:
-            info = await self._api.call(f"STREAM.INFO.{self._names.log_stream(partition)}", {}, AUDIT_SECONDS)
-        except StoreError as error:
-            # No leader now, or no such partition: the others are looked at all the same.
-            logger.info("a stream cannot be looked at", extra={"partition": partition, "detail": error.detail})
-            return
-        leader = (info.get("cluster") or {}).get("leader", "")
-        if self._leaders.get(partition, leader) != leader:
-            # The old one may have died between storing a message and telling of it.
-            await self._compare(partition, tails)
-        self._leaders[partition] = leader
-
-    async def _compare(self, partition: int, tails: list[SpaceTail]) -> None:
-        """Compare tails with what any replica has last."""
-        for first in range(0, len(tails), AUDIT_SPACES):
-            some = {self._names.log_subject(tail.space): tail for tail in tails[first : first + AUDIT_SPACES]}
-            request = {"multi_last": list(some), "batch": AUDIT_SPACES}
-            for message in await self._api.page(self._names.log_stream(partition), request):
-                tail = some.get(message.headers.get("Nats-Subject", ""))
-                number = message.number("Nats-Sequence")
-                if tail is not None and number > tail.last:
-                    tail.wanted = max(tail.wanted, number)
-                    self._fill_later(tail)
+                self.spawn(self._catch_up_quietly(tail), tail)
 
     # Heads.
 
@@ -456,13 +460,8 @@ class Live:
         """Write a tail's heads to the directory, as they are now."""
         if tail.last == 0:
             return
-        heads = [
-            StoredHead(device, Counter(head.counter), EnvelopeId(head.id), tail.known.get(device, Seq(0)))
-            for device, head in tail.heads.items()
-        ]
-        made = Checkpoint(tail.last, tail.head, tail.bytes_all, tail.count_all, heads)
+        made, last = tail.checkpoint(), partial(self.reads.last, tail.space)
         tail.checkpoint_count = tail.count_all
-        last = partial(self.reads.last, tail.space)
         await self.starts.write_checkpoint(tail.space, made, last, replace=replace)
 
     async def _write_checkpoint(self, tail: SpaceTail) -> None:
@@ -486,11 +485,12 @@ class Live:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, tail: SpaceTail | None, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        error = None if task.cancelled() else task.exception()
+        if error is None and (self._is_closed or not task.cancelled()):
+            return
+        if tail is None:
             logger.error("work on a log failed", exc_info=error)
-
-
-def _fenced() -> StoreError:
-    return StoreError("a change of the space's members came first", retry_after_ms=FENCED_RETRY_MS)
+        else:
+            self.begin_anew(tail, error)

@@ -125,8 +125,7 @@ class JetstreamLog(Log):
                     after = page[-1].seq
                     yield page
         finally:
-            tail.watchers.discard(queue)
-            self._live.unlisten(tail)
+            self._live.unwatch(space, queue)
 
     def follow(self, space: SpaceId, after: Seq, follower: Follower) -> Callable[[], None]:
         """Tell of what other nodes do, in order with this node's own outcomes."""
@@ -277,7 +276,7 @@ class JetstreamLog(Log):
 
 def _state_of(snapshot: Snapshot, start: Start) -> SpaceState:
     size = max(snapshot.bytes_all - start.bytes_before, 0)
-    return SpaceState(start.start, snapshot.head, size, snapshot.heads)
+    return SpaceState(start.start, snapshot.head, size, snapshot.heads, snapshot.received_ms)
 
 
 def _fresh(entries: Iterable[Entry], reached: dict[DeviceId, Counter]) -> Iterator[Entry]:

@@ -70,7 +70,8 @@ class Newest:
         finally:
             lane.runner = None
             for _, future in (*taken, *lane.waiting):
-                future.cancel()
+                if not future.done():
+                    future.set_exception(StoreError("reading was given up", retry_after_ms=RETRY_AFTER_MS))
             lane.waiting.clear()
 
     async def _answer(self, stream: str, taken: list[tuple[str, asyncio.Future[StoredMessage | None]]]) -> None:

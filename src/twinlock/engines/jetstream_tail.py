@@ -20,6 +20,7 @@ from twinlock.contracts.log import (
     Follower,
     Foreign,
     Note,
+    OvertakenError,
 )
 from twinlock.engines.jetstream_format import (
     FORMAT,
@@ -31,14 +32,15 @@ from twinlock.engines.jetstream_format import (
     head_of,
     seq_at,
 )
-from twinlock.engines.jetstream_starts import Start
+from twinlock.engines.jetstream_starts import Checkpoint, Start, StoredHead
 from twinlock.engines.tails import Tail
-from twinlock.errors import AppendConflictError, TwinlockError
+from twinlock.errors import AppendConflictError, StoreError, TwinlockError
 from twinlock.ids import Counter, DeviceId, EnvelopeId, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope, parse
 from twinlock.protocol.frames import Entry
 
 HELD_MESSAGES_MAX = 64
+FENCED_RETRY_MS = 100
 REFUSED_MAX = 1_024
 """Own messages of unknown fate that a tail remembers; far fewer are ever on their way at once."""
 
@@ -52,6 +54,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     bytes_all: int
     heads: dict[DeviceId, DeviceHead]
 
+    received_ms: int
 
 Reached = list[Seq] | AppendPlan | Snapshot | TwinlockError
 """What came of an append or a note: seqs, the plan where something is known, the state at the note, or an error."""
@@ -133,6 +136,7 @@ class SpaceTail:
 
     __slots__ = (
         "bytes_all",
+        "began_s",
         "checkpoint_count",
         "count_all",
         "fill_timer",
@@ -147,6 +151,7 @@ class SpaceTail:
         "last",
         "loading",
         "refused",
+        "received_ms",
         "space",
         "start",
         "stop_live",
@@ -156,16 +161,20 @@ class SpaceTail:
         "watchers",
     )
 
-    def __init__(self, space: SpaceId, subject: str) -> None:
+    def __init__(self, space: SpaceId, subject: str, began_s: float) -> None:
         self.space = space
         self.subject = subject
         self.is_loaded = False
+        self.began_s = began_s
         self.loading: asyncio.Future[None] | None = None
         self.last = 0
         """The number of the last message of this space; 0 before the first."""
 
         self.head = Seq(0)
         self.bytes_all = 0
+        self.received_ms = 0
+        """The receive time of the last entry; 0 before the first."""
+
         self.count_all = 0
         self.checkpoint_count = 0
         """`count_all` when the heads were last written to the directory."""
@@ -210,7 +219,24 @@ class SpaceTail:
 
     def snapshot(self) -> Snapshot:
         """Return the state at the tail's place."""
-        return Snapshot(self.head, self.bytes_all, dict(self.heads))
+        return Snapshot(self.head, self.bytes_all, dict(self.heads), self.received_ms)
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the chain heads as they are stored."""
+        heads = [
+            StoredHead(device, head.counter, head.id, self.known.get(device, Seq(0)))
+            for device, head in self.heads.items()
+        ]
+        return Checkpoint(self.last, self.head, self.bytes_all, self.count_all, heads, received_ms=self.received_ms)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Begin at chain heads that were stored."""
+        self.last, self.head = checkpoint.number, checkpoint.head
+        self.received_ms = checkpoint.received_ms
+        self.bytes_all, self.count_all = checkpoint.bytes_all, checkpoint.count_all
+        self.checkpoint_count = checkpoint.count_all
+        for held in checkpoint.heads:
+            self.raise_head(held.device, held.counter, held.id, held.seq)
 
     # What is to be appended.
 
@@ -222,6 +248,16 @@ class SpaceTail:
         """
         parts: list[Waiting] = []
         heads: dict[DeviceId, DeviceHead] = {}
+        try:
+            heads = self._take_parts(parts)
+            return self._make_flight(parts, heads, make_origin(), now_s) if parts else None
+        except Exception:
+            # Nobody may be left waiting who is in no list any more.
+            self.waiting.extendleft(reversed(parts))
+            raise
+
+    def _take_parts(self, parts: list[Waiting]) -> dict[DeviceId, DeviceHead]:
+        """Take what shall share a message; return the chain heads behind it."""
         bytes_taken = count = 0
         while self.waiting:
             waiting = self.waiting[0]
@@ -234,15 +270,18 @@ class SpaceTail:
             parts.append(self.waiting.popleft())
             bytes_taken += waiting.bytes
             count += waiting.count
-        if not parts:
-            return None
+        return heads
+
+    def _make_flight(
+        self, parts: list[Waiting], heads: dict[DeviceId, DeviceHead], origin: bytes, now_s: float
+    ) -> Flight:
         first = parts[0]
         envelopes = first.raw if first.raw is not None else [each.data for part in parts for each in part.envelopes]
-        origin = make_origin()
         message = LogMessage(
             FORMAT_TIMES if first.later_ms else FORMAT,
             int(first.kind),
-            first.received_ms,
+            # Of what another node has stored since this came, the time may be later. What is adopted keeps its own.
+            first.received_ms if first.raw is not None else max(first.received_ms, self.received_ms),
             self.bytes_all,
             envelopes,
             self.count_all,
@@ -308,10 +347,16 @@ class SpaceTail:
         for each in waiting:
             each.tell(error)
 
-    def refuse_entries(self, error: TwinlockError) -> None:
-        """Answer every append that waits or is in flight with an error; notes stay."""
+    def refuse_overtaken(self, *, is_in_order: bool) -> None:
+        """Have every append that waits or is in flight asked for again, for a fence came first; notes stay.
+
+        In order, the fence has the very place that what is in flight was to have, which so is never stored.
+        """
+        error = OvertakenError("a change of the space's members came first", retry_after_ms=FENCED_RETRY_MS)
         if self.flight is not None and self.flight.parts[0].kind is MessageKind.ENTRIES:
-            self.refuse_flight(error)
+            if not is_in_order:
+                self.flight.is_unknown = True
+            self.refuse_flight(error if is_in_order else StoreError(error.detail, retry_after_ms=FENCED_RETRY_MS))
         appends = [waiting for waiting in self.waiting if waiting.kind is MessageKind.ENTRIES]
         self.waiting = deque(waiting for waiting in self.waiting if waiting.kind is not MessageKind.ENTRIES)
         for waiting in appends:
@@ -334,6 +379,7 @@ class SpaceTail:
         if own is not None and own.heads is not None:
             self.heads.update(own.heads)
             self._place_own(number, own)
+        self.received_ms = message.received_ms + (message.later_ms[-1] if message.later_ms else 0)
             return entries_of(number, message) if self.watchers else []
         self._place(number, message)
         return entries_of(number, message)

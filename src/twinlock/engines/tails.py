@@ -32,8 +32,13 @@ class Tail:
             self._bytes += sum([len(entry.envelope) for entry in entries])
             self._entries.extend(entries)
             if self._bytes > TAIL_BYTES_MAX:
-                self.reset()
-                self.overrun = True
+                self.give_up()
+        self._wake.set()
+
+    def give_up(self) -> None:
+        """Queue no more until the watcher has read the log again."""
+        self.reset()
+        self.overrun = True
         self._wake.set()
 
     def take(self, after: Seq) -> list[Entry]:
