@@ -24,8 +24,8 @@ def no_keyring(monkeypatch):
     monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")
 
 
-async def test_nothing_acknowledged_is_lost_or_doubled_over_ten_kills(tmp_path):
-    await kill_under_load(tmp_path, rounds=10, seed=1)
+async def test_nothing_acknowledged_is_lost_or_doubled_over_some_kills(tmp_path):
+    await kill_under_load(tmp_path, rounds=4, seed=1)
 
 
 @pytest.mark.slow

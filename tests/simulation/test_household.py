@@ -12,7 +12,7 @@ from twinlock.server.sequencer import Sequencer
 from twinlock.testing.household import live_a_life
 
 REGRESSIONS = Path(__file__).with_name("household_regressions.txt")
-SEEDS_PER_BLOCK = 10
+SEEDS_PER_BLOCK = 5
 SLOW_SEEDS_PER_BLOCK = 100
 FIRST_EPOCH = "00000001"
 
