@@ -76,7 +76,7 @@ class Appends:
         self.waiting_bytes = 0
         self.live: Live
 
-    def put_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+    def put_many(self, appends: Sequence[Append], done: Done) -> None:
         """Take new envelopes of many spaces."""
         batch = Batch(self, done)
         tail_of, live_tails = self.live.tail_of, self.live.tails
@@ -91,7 +91,7 @@ class Appends:
                 continue
             self.waiting_bytes += size
             tail = live_tails.get(append.space) or tail_of(append.space)
-            waiting = Waiting(MessageKind.ENTRIES, received_ms, partial(self._answer, batch, place, size))
+            waiting = Waiting(MessageKind.ENTRIES, append.received_ms, partial(self._answer, batch, place, size))
             waiting.envelopes, waiting.bytes = append.envelopes, size
             tail.waiting.append(waiting)
             self.go(tail)

@@ -10,6 +10,7 @@ import msgspec
 
 from twinlock.errors import StoreError, UpdateNeededError
 from twinlock.ids import DeviceId, Seq, SpaceId
+from twinlock.protocol.envelope import is_laid_out
 from twinlock.protocol.frames import Entry
 
 FORMAT = 1
@@ -22,6 +23,7 @@ PLACES = 4096
 SETTINGS_KEY = "cluster/settings"
 _PARTITION_BYTES = 2
 _DEVICE = slice(24, 40)
+_KINDS = frozenset({0, 1, 2})
 _PLAIN = re.compile(r"[A-Za-z0-9_-]")
 
 
@@ -74,13 +76,34 @@ def decode_message(data: bytes) -> LogMessage:
     """
     try:
         message = _decoder.decode(data)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, RecursionError) as exc:
         raise StoreError("a message of a log cannot be read") from exc
     if message.format > FORMAT_TIMES:
         raise UpdateNeededError(f"format {message.format} of the log")
     if message.later_ms and len(message.later_ms) != len(message.envelopes):
         raise StoreError("a message of a log has not a time for each envelope")
     return message
+
+
+UNREADABLE = LogMessage(FORMAT, 255, 0, 0, [], 0, b"")
+"""Stands for what lies in a log and is no message of one: it counts as nothing, and what comes after it goes on."""
+
+
+def read_stored(data: bytes) -> LogMessage:
+    """Read what a log holds, whoever put it there; `UNREADABLE` for what no node writes.
+
+    One bad message must not shut a space for ever. What it may have been shows in the next message's counts.
+
+    Raises:
+        UpdateNeededError: a newer version of Twinlock wrote it.
+    """
+    try:
+        message = decode_message(data)
+    except StoreError:
+        return UNREADABLE
+    if message.kind not in _KINDS or len(message.envelopes) > PLACES:
+        return UNREADABLE
+    return message if all(map(is_laid_out, message.envelopes)) else UNREADABLE
 
 
 def seq_at(stream_seq: int, place: int) -> Seq:

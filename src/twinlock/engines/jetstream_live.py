@@ -21,11 +21,11 @@ from twinlock.engines.jetstream_api import PATIENCE_SECONDS, RETRY_AFTER_MS, Api
 from twinlock.engines.jetstream_audit import AUDIT_SECONDS, Audit
 from twinlock.engines.jetstream_format import (
     PLACES,
+    UNREADABLE,
     LogMessage,
     MessageKind,
     Names,
-    decode_message,
-    partition_of,
+    read_stored,
 )
 from twinlock.engines.jetstream_message import Message
 from twinlock.engines.jetstream_reads import Reads
@@ -240,7 +240,9 @@ class Live:
                 following.follower(foreign)
 
     def _check_whole(self, tail: SpaceTail, number: int, message: LogMessage) -> None:
-        if message.count_before != tail.count_all or message.bytes_before != tail.bytes_all:
+        if message is UNREADABLE:
+            logger.error("a log holds what is no message", extra={"space": short(tail.space), "number": number})
+        elif message.count_before != tail.count_all or message.bytes_before != tail.bytes_all:
             # The devices see it too, by their chains, and fill it by healing.
             logger.error(
                 "messages of a log are missing",
@@ -265,10 +267,10 @@ class Live:
     async def _load(self, tail: SpaceTail, loading: asyncio.Future[None], pause_s: float) -> None:
         """Move a fresh tail from the last known heads to the end of its log."""
         try:
-            last = await self.reads.last(tail.space)
-            if last:
             if pause_s:
                 await asyncio.sleep(pause_s)
+            last = await self.reads.last(tail.space)
+            if last:
                 await self._replay(tail, last)
             tail.start = await self.starts.read(tail.space)
         except TwinlockError as error:
@@ -337,10 +339,10 @@ class Live:
         def end() -> None:
             if not following.has_ended:
                 following.has_ended = True
-                tail.followings.remove(following)
-                self.unlisten(tail)
                 # The space may have been read anew since.
                 tail = self.tails[space]
+                tail.followings.remove(following)
+                self.unlisten(tail)
                 self._free(tail)
 
         return end
@@ -406,8 +408,6 @@ class Live:
             following.follower(Foreign(entries, foreign.note))
 
     def _on_live(self, tail: SpaceTail, message: Message) -> None:
-        number = message.number("Nats-Sequence")
-        if number <= tail.last and tail.is_loaded:
         try:
             self._take_live(tail, message)
         except TwinlockError as error:
@@ -416,13 +416,15 @@ class Live:
             self.begin_anew(tail, exc)
 
     def _take_live(self, tail: SpaceTail, message: Message) -> None:
+        number = message.number("Nats-Sequence")
+        if number <= tail.last and tail.is_loaded:
             return
         before = message.number("Nats-Last-Sequence")
         if tail.is_loaded and before == tail.last:
-            self.arrive(tail, number, decode_message(message.payload))
+            self.arrive(tail, number, read_stored(message.payload))
             self.arrived(tail)
             return
-        tail.hold(before, number, decode_message(message.payload))
+        tail.hold(before, number, read_stored(message.payload))
         if tail.is_loaded:
             self._fill_later(tail)
 

@@ -88,9 +88,9 @@ class JetstreamLog(Log):
             seqs[place] = seq
         return seqs
 
-    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+    def append_many(self, appends: Sequence[Append], done: Done) -> None:
         """Append to many spaces, each as soon as it can be."""
-        self._appends.put_many(appends, received_ms, done)
+        self._appends.put_many(appends, done)
 
     async def read(self, space: SpaceId, after: Seq, bytes_max: int) -> list[Entry]:
         """Return entries after a seq, from `start` on, in order, as far as the leader has them now."""

@@ -10,11 +10,12 @@ import msgspec
 from twinlock.engines.jetstream_api import PATIENCE_SECONDS, RETRY_AFTER_MS, Api
 from twinlock.engines.jetstream_format import (
     PLACES,
+    UNREADABLE,
     LogMessage,
     Names,
-    decode_message,
     device_of,
     partition_of,
+    read_stored,
     seq_at,
 )
 from twinlock.engines.jetstream_newest import Newest
@@ -73,7 +74,7 @@ class Reads:
             "next_by_subj": self._names.log_subject(space),
         }
         messages = await self._api.page(self._names.log_stream(partition_of(space)), request)
-        return [(message.number("Nats-Sequence"), decode_message(message.payload)) for message in messages]
+        return [(message.number("Nats-Sequence"), read_stored(message.payload)) for message in messages]
 
     async def page_upto(
         self, space: SpaceId, first: int, upto: int, bytes_max: int = PAGE_BYTES, count: int = PAGE_MESSAGES
@@ -97,6 +98,10 @@ class Reads:
         if number > last:
             return None
         found, message = (await self.page_upto(space, number, last, count=1))[0]
+        while message is UNREADABLE:
+            if found >= last:
+                return None
+            found, message = (await self.page_upto(space, found + 1, last, count=1))[0]
         if found > number:
             return message.bytes_before, message.count_before
         first = message.envelopes[: place + 1]

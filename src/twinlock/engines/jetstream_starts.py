@@ -56,7 +56,10 @@ class StoredHead(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
-    """A space's state at one message of its log. Where `pieces` is not 0, the heads are in records of their own."""
+    """A space's state at one message of its log. Where `pieces` is not 0, the heads are in records of their own.
+
+    `received_ms` is the receive time of the last entry up to there.
+    """
 
     number: int
     head: Seq
@@ -65,6 +68,7 @@ class Checkpoint(msgspec.Struct, frozen=True, array_like=True):
     heads: list[StoredHead]
     mark: str = ""
     pieces: int = 0
+    received_ms: int = 0
 
 
 class Starts:

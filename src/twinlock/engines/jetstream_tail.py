@@ -25,6 +25,7 @@ from twinlock.contracts.log import (
 from twinlock.engines.jetstream_format import (
     FORMAT,
     FORMAT_TIMES,
+    UNREADABLE,
     LogMessage,
     MessageKind,
     device_of,
@@ -39,8 +40,8 @@ from twinlock.ids import Counter, DeviceId, EnvelopeId, Seq, SpaceId
 from twinlock.protocol.envelope import Envelope, parse
 from twinlock.protocol.frames import Entry
 
-HELD_MESSAGES_MAX = 64
 FENCED_RETRY_MS = 100
+HELD_MESSAGES_MAX = 64
 REFUSED_MAX = 1_024
 """Own messages of unknown fate that a tail remembers; far fewer are ever on their way at once."""
 
@@ -53,8 +54,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     head: Seq
     bytes_all: int
     heads: dict[DeviceId, DeviceHead]
-
     received_ms: int
+
 
 Reached = list[Seq] | AppendPlan | Snapshot | TwinlockError
 """What came of an append or a note: seqs, the plan where something is known, the state at the note, or an error."""
@@ -135,8 +136,8 @@ class SpaceTail:
     """The end of one space's log as this node knows it."""
 
     __slots__ = (
-        "bytes_all",
         "began_s",
+        "bytes_all",
         "checkpoint_count",
         "count_all",
         "fill_timer",
@@ -150,8 +151,8 @@ class SpaceTail:
         "known",
         "last",
         "loading",
-        "refused",
         "received_ms",
+        "refused",
         "space",
         "start",
         "stop_live",
@@ -164,17 +165,17 @@ class SpaceTail:
     def __init__(self, space: SpaceId, subject: str, began_s: float) -> None:
         self.space = space
         self.subject = subject
-        self.is_loaded = False
         self.began_s = began_s
+        self.is_loaded = False
         self.loading: asyncio.Future[None] | None = None
         self.last = 0
         """The number of the last message of this space; 0 before the first."""
 
         self.head = Seq(0)
-        self.bytes_all = 0
         self.received_ms = 0
         """The receive time of the last entry; 0 before the first."""
 
+        self.bytes_all = 0
         self.count_all = 0
         self.checkpoint_count = 0
         """`count_all` when the heads were last written to the directory."""
@@ -247,7 +248,6 @@ class SpaceTail:
         `is_verifying` says so.
         """
         parts: list[Waiting] = []
-        heads: dict[DeviceId, DeviceHead] = {}
         try:
             heads = self._take_parts(parts)
             return self._make_flight(parts, heads, make_origin(), now_s) if parts else None
@@ -258,6 +258,7 @@ class SpaceTail:
 
     def _take_parts(self, parts: list[Waiting]) -> dict[DeviceId, DeviceHead]:
         """Take what shall share a message; return the chain heads behind it."""
+        heads: dict[DeviceId, DeviceHead] = {}
         bytes_taken = count = 0
         while self.waiting:
             waiting = self.waiting[0]
@@ -369,6 +370,8 @@ class SpaceTail:
         own = self.flight if by_flight else None
         self.last = number
         self.wanted = max(self.wanted, number)
+        if message is UNREADABLE:
+            return []
         self.bytes_all = message.bytes_after
         self.count_all = message.count_before + len(message.envelopes)
         if message.kind == MessageKind.CUT:
@@ -376,10 +379,10 @@ class SpaceTail:
         if not message.envelopes:
             return []
         self.head = head_of(number, message)
+        self.received_ms = message.received_ms + (message.later_ms[-1] if message.later_ms else 0)
         if own is not None and own.heads is not None:
             self.heads.update(own.heads)
             self._place_own(number, own)
-        self.received_ms = message.received_ms + (message.later_ms[-1] if message.later_ms else 0)
             return entries_of(number, message) if self.watchers else []
         self._place(number, message)
         return entries_of(number, message)

@@ -25,6 +25,8 @@ ENVELOPE_BYTES_MIN = HEADER_BYTES + TAG_BYTES + SIGNATURE_BYTES
 CIPHERTEXT_BYTES_MAX = ENVELOPE_BYTES_MAX - HEADER_BYTES - SIGNATURE_BYTES
 _LAYOUT = struct.Struct(">BBHI16s16sQQ8s32s12sI")
 assert _LAYOUT.size == HEADER_BYTES
+_BEGINNING = struct.Struct(">BBH")
+_SIZE = slice(HEADER_BYTES - 4, HEADER_BYTES)
 
 
 class Kind(IntEnum):
@@ -94,6 +96,15 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 def envelope_id(header_bytes: bytes, ciphertext: bytes) -> EnvelopeId:
     """Return `SHA-256(header || SHA-256(ciphertext))`."""
     return EnvelopeId(hashlib.sha256(header_bytes + hashlib.sha256(ciphertext).digest()).digest())
+
+
+def is_laid_out(data: bytes) -> bool:
+    """Tell whether `parse` would take some bytes, at a fraction of its cost."""
+    if not ENVELOPE_BYTES_MIN <= len(data) <= ENVELOPE_BYTES_MAX:
+        return False
+    version, kind, flags = _BEGINNING.unpack_from(data)
+    size = int.from_bytes(data[_SIZE], "big")
+    return version == VERSION and flags == 0 and 1 <= kind <= 4 and size == len(data) - HEADER_BYTES - SIGNATURE_BYTES
 
 
 def parse(data: bytes) -> Envelope:
