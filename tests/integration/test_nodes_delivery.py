@@ -222,3 +222,31 @@ async def test_what_waits_too_long_for_the_engine_is_refused_with_a_time_to_come
     assert (reject.code, reject.counter) == ("overloaded", 2)
     assert reject.retry_after_ms > 0
     assert await house.wire.acked(house.space, 1)
+
+
+class Faulty:
+    """A node's log with an error of our own in it."""
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.is_faulty = False
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    async def state(self, space):
+        if self.is_faulty:
+            raise ZeroDivisionError
+        return await self.inner.state(space)
+
+
+async def test_who_attaches_is_answered_also_when_the_node_has_an_error_of_its_own(town, house):
+    log = Faulty(town.store.node().log)
+    faulty = await town.start(log=log)
+    await (await town.open(faulty, house.owner)).attach(house.space)
+    wire = await town.open(faulty, house.owner)
+
+    log.is_faulty = True
+    await wire.send(Attach(house.space, b"", 0))
+
+    assert await wire.refused() == "internal"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from twinlock.contracts import Log, SpaceState
-from twinlock.errors import TwinlockError
 from twinlock.ids import SpaceId
 from twinlock.server.served_space import ServedSpace
 from twinlock.server.tasks import Tasks
@@ -41,9 +40,9 @@ class Confirmations:
         del self._coming[space]
         try:
             coming.set_result(await self._log.state(space))
-        except TwinlockError as error:
+        except Exception as error:
+            # Told to whoever asked, who acts on it; some may be gone by now. A cancelled answer would end them unheard.
             coming.set_exception(error)
-            # Whoever asked may be gone by now.
             coming.exception()
         except BaseException:
             coming.cancel()

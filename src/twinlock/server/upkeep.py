@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -25,11 +26,17 @@ DAY_MS = 86_400_000
 
 def spawn_upkeep(services: Services) -> None:
     """Begin what a server does by itself."""
-    services.tasks.spawn(_clean_for_ever(services), "clean")
-    services.tasks.spawn(_end_sessions_for_ever(services), "end sessions")
-    services.tasks.spawn(_note_visits_for_ever(services), "note visits")
+    spawn, clean_interval_s = services.tasks.spawn, _clean_interval_s(services)
+    # What an interrupted shredding has left is deleted as soon as there is a server.
+    spawn(_finish_shredding(services), "finish shredding")
+    spawn(_for_ever(services, clean_interval_s, _clean), "clean")
+    spawn(_for_ever(services, clean_interval_s, _tend_keys), "tend the key service")
+    spawn(_for_ever(services, TEND_INTERVAL_S, _end_sessions), "end sessions")
+    # One after the other: a storm of devices is noted bit by bit.
+    spawn(_for_ever(services, TEND_INTERVAL_S, _write_visits), "note visits")
     if services.is_shared:
-        services.tasks.spawn(_beat_for_ever(services), "tell other nodes")
+        services.neighbours.beat()
+        spawn(_for_ever(services, BEAT_S, _beat), "tell other nodes")
 
 
 async def end_upkeep(services: Services) -> None:
@@ -47,33 +54,34 @@ async def _leave(services: Services) -> None:
         logger.warning("chores could not be left", code=error.code)
 
 
-async def _clean_for_ever(services: Services) -> None:
-    """Do the chores of all nodes while they are this one's, and have the key service do what it must."""
-    interval_s = services.settings.clean_interval_s or 60.0
-    # What an interrupted shredding has left is deleted as soon as there is a server.
-    await _finish_shredding(services, interval_s)
+async def _for_ever(services: Services, interval_s: float, work: Callable[[Services], Awaitable[None]]) -> None:
+    """Do something again and again; a time that fails, be it by an error of our own, ends no later one."""
     while True:
         await asyncio.sleep(interval_s)
         try:
-            await _clean(services, interval_s)
+            await work(services)
         except TwinlockError as error:
-            logger.warning("cleaning failed", code=error.code)
-        try:
-            await services.keys.tend(services.now_ms())
-        except TwinlockError as error:
-            logger.warning("the key service could not be tended", code=error.code)
+            logger.warning("upkeep failed", work=work.__name__, code=error.code)
+        except Exception as exc:
+            logger.exception("upkeep failed", work=work.__name__, error=type(exc).__name__)
 
 
-async def _finish_shredding(services: Services, interval_s: float) -> None:
+async def _finish_shredding(services: Services) -> None:
     try:
-        if await services.chores.take(_chores_ms(interval_s)):
+        if await services.chores.take(_chores_ms(services)):
             await services.changes.finish_shredding()
     except TwinlockError as error:
         logger.warning("shredding could not be finished", code=error.code)
 
 
-async def _clean(services: Services, interval_s: float) -> None:
-    if not await services.chores.take(_chores_ms(interval_s)):
+async def _tend_keys(services: Services) -> None:
+    """Have the key service do what it must."""
+    await services.keys.tend(services.now_ms())
+
+
+async def _clean(services: Services) -> None:
+    """Do the chores of all nodes while they are this one's."""
+    if not await services.chores.take(_chores_ms(services)):
         return
     await services.pairings.clean()
     await services.changes.finish_shredding()
@@ -82,30 +90,23 @@ async def _clean(services: Services, interval_s: float) -> None:
     services.metrics.cleaned.inc(deleted)
 
 
-def _chores_ms(interval_s: float) -> int:
-    return int(1000 * CHORES_INTERVALS * interval_s)
+def _clean_interval_s(services: Services) -> float:
+    return services.settings.clean_interval_s or 60.0
 
 
-async def _end_sessions_for_ever(services: Services) -> None:
+def _chores_ms(services: Services) -> int:
+    return int(1000 * CHORES_INTERVALS * _clean_interval_s(services))
+
+
+async def _end_sessions(services: Services) -> None:
     """End the sessions whose token has ended."""
-    while True:
-        await asyncio.sleep(TEND_INTERVAL_S)
-        end_due_sessions(services)
+    end_due_sessions(services)
 
 
-async def _note_visits_for_ever(services: Services) -> None:
-    """Write down who was here, one after the other: a storm of devices is noted bit by bit."""
-    while True:
-        await asyncio.sleep(TEND_INTERVAL_S)
-        await _write_visits(services)
-
-
-async def _beat_for_ever(services: Services) -> None:
+async def _beat(services: Services) -> None:
     """Tell the other nodes that this one is alive, and share with them what the engine and the key service can take."""
-    while True:
-        services.neighbours.beat()
-        services.admission.share(services.neighbours.count, services.now_ms())
-        await asyncio.sleep(BEAT_S)
+    services.neighbours.beat()
+    services.admission.share(services.neighbours.count, services.now_ms())
 
 
 async def _write_visits(services: Services) -> None:
