@@ -60,11 +60,14 @@ def test_a_shipped_cluster_is_in_order(tmp_path, caplog):
         asyncio.run(wait_for_copies(watcher))
         found = list(examined(options_of(cluster), operator, []))
         strangers = list(examined(msgspec.structs.replace(options_of(cluster), ca_file=""), None, []))
+        nobodies = list(examined(msgspec.structs.replace(options_of(cluster), nkey_file=""), None, []))
     seen = figures(watcher.metrics.render().decode())
 
     assert (bad(found), noted(found)) == ([], [])
     assert [record.message for record in caplog.records if record.name == "asyncio"] == []
+    assert len(bad(strangers)) == len(bad(nobodies)) == 3
     assert all("name the authority: nats_ca_file" in what for what in bad(strangers))
+    assert all("see that it knows our key: nats_nkey_file" in what for what in bad(nobodies))
     assert "3 servers sync every message before they acknowledge it" in [finding.what for finding in found]
     assert seen["twinlock_nats_servers"] == seen["twinlock_nats_servers_expected"] == 3
     assert seen['twinlock_stream_replicas_current{stream="TW_0000"}'] == 3

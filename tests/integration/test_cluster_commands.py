@@ -34,6 +34,7 @@ def test_an_operator_makes_looks_opens_and_closes(site):
     nowhere = cluster("open-partitions", site.url, "--count", 1, "--tag", "no-such-machine")
     closed = cluster("close-partitions", site.url, "0-1")
     last = cluster("close-partitions", site.url, "2-3")
+    missing = cluster("close-partitions", site.url, "3-5")
     reopened = cluster("open-partitions", site.url, "1")
     looked = cluster("status", site.url)
 
@@ -47,7 +48,9 @@ def test_an_operator_makes_looks_opens_and_closes(site):
     assert nowhere.exit_code == 1
     assert "store_failed" in nowhere.stderr
     assert "open for new spaces: 2-3; closed: 0-1" in closed.stderr
-    assert "one partition must stay open" in last.stderr
+    assert "partitions_all_closed" in last.stderr
+    assert missing.exit_code == 1
+    assert "There is no partition 4-5: 0-3 are there." in missing.stderr
     assert "open for new spaces: 1-3; closed: 0" in reopened.stderr
     assert looked.exit_code == 0, looked.stderr
     rows = {line.split()[0]: line for line in looked.stdout.splitlines() if line.strip().startswith("TW_")}
@@ -97,3 +100,11 @@ async def test_a_partition_that_is_full_takes_no_new_spaces(site):
 async def _ensure(url):
     engine = await JetstreamEngine.connect(url)
     await engine.close()
+
+
+def test_a_server_without_jetstream_is_told(tmp_path):
+    with NatsCluster(tmp_path, 1, settings={"jetstream": "false"}) as servers:
+        looked = cluster("status", servers.url)
+
+    assert looked.exit_code == 1
+    assert "no_jetstream" in looked.stderr

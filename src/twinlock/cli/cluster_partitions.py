@@ -139,6 +139,14 @@ async def _close(url: str, operator: Path | None, numbers: str) -> None:
     await _need_cluster(options)
     first, many = _range(numbers)
     async with _engine(options) as engine:
+        settings = await engine.refresh_settings()
+        closing = {*range(first, first + many)}
+        if unknown := closing - {*settings.partitions}:
+            text = f"There is no partition {_named(sorted(unknown))}: {_named(settings.partitions)} are there."
+            fail("partition_missing", text, "See `twinlock cluster status`.")
+        if closing >= {*settings.open}:
+            text = "One partition must stay open for new spaces."
+            fail("partitions_all_closed", text, "Open others first: `twinlock cluster open-partitions`.")
         people.print(_summary(await engine.close_partitions(first, many)))
 
 
@@ -162,6 +170,9 @@ async def _exists(options: NatsOptions) -> bool:
     connection = Connection(options)
     await connection.open()
     try:
+        if not connection.server.get("jetstream"):
+            text = "The NATS server that answered runs without JetStream."
+            fail("no_jetstream", text, "Add a `jetstream { sync_interval: always … }` block: deploy/nats/server.conf.")
         await Api(connection).call(f"STREAM.INFO.{Names().directory_stream(0)}", {})
     except ApiError as error:
         if error.failure.err_code != NO_STREAM:

@@ -24,10 +24,12 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error, SlowConsumerError
 
 from twinlock.engines.jetstream_message import Message
-from twinlock.engines.jetstream_options import Address, NatsOptions
+from twinlock.engines.jetstream_options import Address, NatsOptions, shown_error, why_unusable
 from twinlock.errors import ClosedError, StoreError
 
 logger = logging.getLogger(__name__)
+# The client's TLS streams answer their end in a way that asyncio warns of, each time, and that changes nothing.
+logging.getLogger("asyncio").addFilter(lambda record: "eof_received() has no effect" not in record.getMessage())
 
 CONNECT_SECONDS_MAX = 2
 CLOSE_SECONDS_MAX = 1.0
@@ -417,16 +419,16 @@ class Connection:
         Raises:
             StoreError: it cannot be reached, or refuses us.
         """
-        client, told = Client(), deque[str](maxlen=1)
+        client, told = Client(), deque[Exception](maxlen=1)
         gone = asyncio.Event()
 
         async def leave() -> None:
             gone.set()
 
         async def fail(exc: Exception) -> None:
-            told.append(str(exc) or type(exc).__name__)
+            told.append(exc)
             if client.is_connected:
-                logger.warning("NATS tells of an error", extra={"detail": told[-1]})
+                logger.warning("NATS tells of an error", extra={"detail": shown_error(exc)})
             if isinstance(exc, SlowConsumerError):
                 for callback in self._gaps:
                     callback()
@@ -451,26 +453,11 @@ class Connection:
                 await client.flush()
         except (Error, OSError, TimeoutError, ValueError) as exc:
             await _close(client)
-            raise StoreError(_why(address, told[-1] if told else str(exc))) from exc
-        _say_encrypted(client)
+            raise StoreError(why_unusable(address, told[-1] if told else exc)) from exc
         self._gone = gone
         self._client = client
         self._out, self._out_bytes = [], 0
         self._up.set()
-
-
-def _why(address: Address, reason: str) -> str:
-    """Say why a server cannot be used, and what of ours it depends on where the reason itself names nothing."""
-    if "CERTIFICATE_VERIFY_FAILED" in reason:
-        reason += "; name the authority: nats_ca_file in the settings, --operator on the command line"
-    return f"NATS at {address.host}:{address.port} cannot be used: {reason}"
-
-
-def _say_encrypted(client: Client) -> None:
-    """Tell the stream of a TLS connection what it is: it answers its end wrongly else, and asyncio warns of that."""
-    writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
-    if writer is not None and writer.get_extra_info("sslcontext") is not None:
-        writer.transport.get_protocol()._over_ssl = True  # type: ignore[attr-defined]
 
 
 async def _close(client: Client) -> None:

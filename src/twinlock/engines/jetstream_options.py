@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from twinlock.errors import StoreError
 
 DEFAULT_PORT = 4222
 SCHEMES = ("nats", "tls")
+_LONG_IDS = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -90,7 +92,8 @@ class NatsOptions(msgspec.Struct, frozen=True):
             if self.certificate:
                 context.load_cert_chain(self.certificate, self.key or None)
         except (OSError, ssl.SSLError) as exc:
-            raise StoreError(f"the certificates for NATS cannot be used: {exc.strerror or exc}") from exc
+            files = ", ".join(file for file in (self.ca_file, self.certificate, self.key) if file)
+            raise StoreError(f"the certificates for NATS cannot be used ({files}): {exc.strerror or exc}") from exc
         return context
 
     def connect_arguments(self, address: Address) -> dict[str, Any]:
@@ -116,16 +119,34 @@ class NatsOptions(msgspec.Struct, frozen=True):
         return told
 
 
+def why_unusable(address: Address, error: Exception) -> str:
+    """Say why a server cannot be used, and which setting it depends on where the error itself names none."""
+    reason = shown_error(error)
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        reason += "; name the authority: nats_ca_file in the settings, --operator on the command line"
+    elif isinstance(error, (ConnectionResetError, BrokenPipeError)) or "authorization" in reason.lower():
+        # A server that refuses a key closes at once, often before its word to that effect is read.
+        reason += "; see that it knows our key: nats_nkey_file in the settings, --operator on the command line"
+    return f"NATS at {address.host}:{address.port} cannot be used: {reason}"
+
+
+def shown_error(error: Exception) -> str:
+    """Return the text of an error with ids shortened: those who read logs need not know of whole spaces."""
+    return _LONG_IDS.sub(r"\1…", str(error) or type(error).__name__)
+
+
 def _check_file(path: str) -> str:
     try:
         return Path(path).read_text(encoding="ascii")
-    except (OSError, ValueError) as exc:
-        # The file's name says enough; its content is a secret.
-        raise StoreError(f"{Path(path).name} cannot be read") from exc
+    except OSError as exc:
+        raise StoreError(f"{path} cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        # Its content is a secret.
+        raise StoreError(f"{path} cannot be read: it is no text") from exc
 
 
 def _check_seed(path: str) -> None:
     try:
         nkeys.from_seed(bytearray(_check_file(path).strip().encode())).wipe()
     except nkeys.NkeysError as exc:
-        raise StoreError(f"{Path(path).name} holds no nkey seed") from exc
+        raise StoreError(f"{path} holds no nkey seed") from exc
