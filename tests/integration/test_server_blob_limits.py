@@ -91,6 +91,15 @@ async def test_requests_have_a_rate_too(site):
     assert 429 in statuses
 
 
+@with_settings(calls_per_s=2)
+async def test_requests_that_are_refused_count_too(site):
+    """Looking up who asks and for what has a cost; whoever asks for nothing must not do so without end."""
+    statuses = [(await site.device.get(fresh_blob(), method="HEAD")).status_code for _ in range(20)]
+
+    assert statuses[:3] == [404] * 3
+    assert 429 in statuses
+
+
 async def trickle(first: bytes, rest: asyncio.Event, data: bytes):
     """Send the first bytes of a body, and the others when told."""
     yield first

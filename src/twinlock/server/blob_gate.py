@@ -33,13 +33,23 @@ class BlobGate:
         self._accounts: dict[AccountId, int] = {}
         self._taken_bytes = 0
 
-    def count(self, account: AccountId, size: int, now_ms: int) -> None:
-        """Take a request and its bytes into account.
+    def count_request(self, account: AccountId, now_ms: int) -> None:
+        """Take a request into account, whatever comes of it: what is refused costs looking up too.
 
         Raises:
             QuotaExceededError: the account is over its rate.
         """
-        retry_after_ms = self._quotas.of(account, now_ms).blobs.take(1, size, now_ms)
+        self._take(self._quotas.of(account, now_ms).blobs.changes.take(1, now_ms))
+
+    def count(self, account: AccountId, size: int, now_ms: int) -> None:
+        """Take the bytes of a request into account.
+
+        Raises:
+            QuotaExceededError: the account is over its rate.
+        """
+        self._take(self._quotas.of(account, now_ms).blobs.sizes.take(size, now_ms))
+
+    def _take(self, retry_after_ms: int) -> None:
         if retry_after_ms:
             raise QuotaExceededError(retry_after_ms=retry_after_ms)
 

@@ -162,6 +162,7 @@ class BlobHttp:
         account, device = self._bearers.holder(headers.get("authorization", ""), self._now_ms())
         if not self._is_taking():
             raise DrainingError(retry_after_ms=DRAINING_RETRY_MS)
+        self._gate.count_request(account, self._now_ms())
         path = _PATH.fullmatch(scope["raw_path"].partition(b"?")[0])
         if path is None:
             raise NotFoundError("the path is /blobs/<space>/<blob>/<part>, ids in 32 hex digits")
