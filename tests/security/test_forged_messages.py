@@ -106,7 +106,7 @@ def test_told_amounts_that_take_nothing_give_nothing_back(amount):
     while not calls.take(1, NOW_MS):
         pass
 
-    rates.charge([Spent("calls", account, amount), Spent("calls", b"short", 1.0), Spent("?", account, 1.0)])
+    rates.charge([Spent("calls", account, amount), Spent("calls", bytes(1_000), 1.0), Spent("?", account, 1.0)])
 
     assert calls.take(1, NOW_MS) == 101
 

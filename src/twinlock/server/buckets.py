@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from twinlock.ids import ID_BYTES, AccountId
+from twinlock.ids import AccountId
 from twinlock.server.settings import Settings
 from twinlock.server.shared_rates import SharedRates, TokenBucket
 
 ACCOUNTS_KEPT_MAX = 50_000
+KEY_BYTES_MAX = 64
+"""An account, and what may stand before it."""
+
 ADDRESSES_KEPT_MAX = 50_000
 
 
@@ -79,7 +82,7 @@ class Quotas:
                 rates.on(kind, partial(self._bucket, kind))
 
     def _bucket(self, kind: str, key: bytes, now_ms: int) -> TokenBucket | None:
-        if len(key) != ID_BYTES:
+        if len(key) > KEY_BYTES_MAX:
             return None
         return self.of(AccountId(key), now_ms).buckets()[kind]
 
