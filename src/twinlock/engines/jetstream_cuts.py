@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -17,10 +18,13 @@ from twinlock.engines.jetstream_format import PLACES, MessageKind, Names, partit
 from twinlock.engines.jetstream_live import Live
 from twinlock.engines.jetstream_starts import Cut, Start
 from twinlock.engines.jetstream_tail import Reached, SpaceTail, Waiting
-from twinlock.errors import CutRefusedError, RevisionError, TwinlockError
+from twinlock.errors import CutRefusedError, RevisionError, StoreError, TwinlockError
 from twinlock.ids import Seq, SpaceId, short
 
 logger = logging.getLogger(__name__)
+
+FAILURES_MAX = 3
+"""Spaces of one partition that may fail in one cleaning."""
 
 Noting = Callable[[SpaceId, Waiting], None]
 
@@ -79,10 +83,22 @@ class Cuts:
         return await self._change(tail, change)
 
     async def clean(self, cut_before_ms: int) -> int:
-        """Delete what was cut before a time, one space after the other; return how many entries."""
+        """Delete what was cut before a time, one space after the other; return how many entries.
+
+        A space that cannot be cleaned now is left for the next time, and so is the rest of a partition of which
+        several cannot: each costs a wait for a leader that may not be there.
+        """
         deleted = 0
+        failures = Counter[int]()
         for space in await self._live.starts.marked():
-            deleted += await self._clean(space, cut_before_ms)
+            partition = partition_of(space)
+            if failures[partition] == FAILURES_MAX:
+                continue
+            try:
+                deleted += await self._clean(space, cut_before_ms)
+            except StoreError as error:
+                failures[partition] += 1
+                logger.warning("a cut could not be cleaned", extra={"space": short(space), "detail": error.detail})
         return deleted
 
     async def purge(self, space: SpaceId) -> None:
