@@ -3,6 +3,7 @@
 import pytest
 from msgspec import msgpack, structs
 
+from twinlock.engines.jetstream_client import read_headers
 from twinlock.engines.jetstream_format import (
     FORMAT_TIMES,
     PLACES,
@@ -95,3 +96,17 @@ def test_names_tell_partitions_and_clusters_apart():
     assert names.log_subject(space) == f"tw.0102.{space.hex()}"
     assert names.live_subject(space) == f"live.0102.{space.hex()}"
     assert (other.log_stream(1), other.directory_prefix(0)) == ("TW-X1_0001", "tw-x1.directory.0.")
+
+
+@pytest.mark.parametrize(
+    ("block", "headers"),
+    [
+        (b"NATS/1.0\r\n\r\n", {}),
+        (b"NATS/1.0 503\r\n\r\n", {"Status": "503"}),
+        (b"NATS/1.0 204 EOB\r\nNats-Num-Pending: 0\r\n\r\n", {"Status": "204", "Nats-Num-Pending": "0"}),
+        (b"NATS/1.0\r\nA:b:c\r\nB: \r\n\r\n", {"A": "b:c", "B": ""}),
+        (b"\xff\r\nno header\r\n\r\n", {}),
+    ],
+)
+def test_the_headers_of_a_message_are_read(block, headers):
+    assert read_headers(block) == headers

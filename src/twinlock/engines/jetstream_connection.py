@@ -15,14 +15,14 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error, SlowConsumerError
+from nats.errors import Error
 
+from twinlock.engines.jetstream_client import DirectClient
 from twinlock.engines.jetstream_message import Message
 from twinlock.engines.jetstream_options import Address, NatsOptions, shown_error, why_unusable
 from twinlock.errors import ClosedError, StoreError
@@ -39,9 +39,6 @@ ANSWER_SECONDS_MAX = 3.0
 
 RECONNECT_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8)
 SWEEP_SECONDS = 0.1
-SUBSCRIPTION_BYTES_MAX = 128 << 20
-"""What may wait of one subscription; past it messages are lost, which is told as a gap."""
-
 Answered = Callable[[Message | None], bool]
 """Called with each answer to a request, or None when there will be none; returns whether it is over."""
 
@@ -90,7 +87,6 @@ class Connection:
         "_number",
         "_options",
         "_out",
-        "_out_bytes",
         "_pending",
         "_subscriptions",
         "_sweeper",
@@ -102,14 +98,13 @@ class Connection:
     def __init__(self, options: NatsOptions) -> None:
         self._options = options
         self._loop = asyncio.get_running_loop()
-        self._client: Client | None = None
+        self._client: DirectClient | None = None
         self._last: Address | None = None
         self._up = asyncio.Event()
         self._gone = asyncio.Event()
         self._woken = asyncio.Event()
         self._closed = False
         self._out: list[_Outgoing | _Subscription] = []
-        self._out_bytes = 0
         self._inbox = f"_INBOX.{secrets.token_hex(8)}."
         self._number = 0
         self._pending: dict[str, _Pending] = {}
@@ -137,16 +132,6 @@ class Connection:
             self._sweeper = self._loop.call_later(SWEEP_SECONDS, self._sweep)
             return
         raise error
-
-    @property
-    def is_up(self) -> bool:
-        """Whether there is a connection now."""
-        return self._client is not None
-
-    @property
-    def backlog_bytes(self) -> int:
-        """Bytes that wait for the socket."""
-        return self._out_bytes + (self._client.pending_data_size if self._client is not None else 0)
 
     @property
     def server(self) -> dict[str, Any]:
@@ -310,7 +295,6 @@ class Connection:
         if self._client is None:
             return
         self._out.append(outgoing)
-        self._out_bytes += len(outgoing.payload) if isinstance(outgoing, _Outgoing) else 0
         self._woken.set()
 
     async def _send_all(self) -> None:
@@ -321,8 +305,8 @@ class Connection:
             if client is not None:
                 await self._send_waiting(client)
 
-    async def _send_waiting(self, client: Client) -> None:
-        out, self._out, self._out_bytes = self._out, [], 0
+    async def _send_waiting(self, client: DirectClient) -> None:
+        out, self._out = self._out, []
         try:
             for each in out:
                 if isinstance(each, _Outgoing):
@@ -335,18 +319,14 @@ class Connection:
             logger.info("sending to NATS failed", extra={"detail": str(exc)})
             self._gone.set()
 
-    async def _settle(self, client: Client, held: _Subscription) -> None:
+    async def _settle(self, client: DirectClient, held: _Subscription) -> None:
         """Make a subscription known to the server, or have it forgotten."""
         if held.is_ended:
             made, held.made = held.made, None
             if made is not None:
-                await made.unsubscribe()
+                await client.forget(made)
             return
-
-        async def receive(message: Msg) -> None:
-            self._call(held.receiver, Message(message.subject, message.data, message.headers or {}))
-
-        held.made = await client.subscribe(held.subject, cb=receive, pending_bytes_limit=SUBSCRIPTION_BYTES_MAX)
+        held.made = await client.listen(held.subject, partial(self._call, held.receiver))
 
     # Connecting.
 
@@ -367,7 +347,7 @@ class Connection:
             for callback in self._gaps:
                 callback()
 
-    async def _is_alive(self, client: Client) -> bool:
+    async def _is_alive(self, client: DirectClient) -> bool:
         """Return after a moment whether the server still answers, at once if it is known to be gone."""
         try:
             async with asyncio.timeout(TICK_SECONDS):
@@ -388,7 +368,7 @@ class Connection:
         """Tell whoever waits that no answer will come."""
         self._client = None
         self._up.clear()
-        self._out, self._out_bytes = [], 0
+        self._out = []
         pending, self._pending = self._pending, {}
         for each in pending.values():
             self._call(each.answered, None)
@@ -419,7 +399,7 @@ class Connection:
         Raises:
             StoreError: it cannot be reached, or refuses us.
         """
-        client, told = Client(), deque[Exception](maxlen=1)
+        client, told = DirectClient(), deque[Exception](maxlen=1)
         gone = asyncio.Event()
 
         async def leave() -> None:
@@ -429,9 +409,6 @@ class Connection:
             told.append(exc)
             if client.is_connected:
                 logger.warning("NATS tells of an error", extra={"detail": shown_error(exc)})
-            if isinstance(exc, SlowConsumerError):
-                for callback in self._gaps:
-                    callback()
 
         self._last = address
         try:
@@ -456,11 +433,11 @@ class Connection:
             raise StoreError(why_unusable(address, told[-1] if told else exc)) from exc
         self._gone = gone
         self._client = client
-        self._out, self._out_bytes = [], 0
+        self._out = []
         self._up.set()
 
 
-async def _close(client: Client) -> None:
+async def _close(client: DirectClient) -> None:
     """End a client and its socket."""
     try:
         async with asyncio.timeout(CLOSE_SECONDS_MAX):
