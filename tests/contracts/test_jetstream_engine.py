@@ -22,26 +22,6 @@ NOW_MS = 1_700_000_000_000
 SMALL = FirstSettings(partitions=1, shards=2)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with NatsCluster(tmp_path_factory.mktemp("nats"), nodes=1) as cluster:
-        yield cluster
-
-
-@pytest.fixture
-async def connect(server):
-    name = secrets.token_hex(4)
-    engines = []
-
-    async def connect():
-        engines.append(await JetstreamEngine.connect(server.url, name=name, first=SMALL))
-        return engines[-1]
-
-    yield connect
-    for engine in engines:
-        await engine.close()
-
-
 async def until(there):
     """Wait until something is there; what is asked may have to be awaited."""
     async with asyncio.timeout(40):
