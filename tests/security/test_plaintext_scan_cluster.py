@@ -34,6 +34,7 @@ FILE_WORDS = {
     "file's type": "text/x-Parasaurolophus",
     "file's content": "Giganotosaurus-sentence-in-a-file ",
 }
+STORY_S_MAX = 60
 FILE_COPIES = 60_000
 """So many times the sentence: a file of two chunks."""
 
@@ -78,7 +79,8 @@ class ClusterStory(Story):
             for server in self.servers:
                 stack.callback(server.kill)
                 await asyncio.to_thread(server.start)
-            await self.live(stack)
+            async with asyncio.timeout(STORY_S_MAX):
+                await self.live(stack)
             self.metrics = b"".join([server.get("/metrics")[1] for server in self.servers])
             await asyncio.to_thread(self.back_up)
             for server in self.servers:
