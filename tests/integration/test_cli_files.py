@@ -40,6 +40,11 @@ async def test_files_go_in_and_out_by_the_command_line(world):
     shown = json.loads(listed)
     assert (shown["id"], shown["name"], shown["type"], shown["state"]) == (id, "letter.txt", "text/plain", "uploaded")
     assert (await twinlock_file(world, "get", id, "-"))[1] == SECRET * 100
+    (world.folder / "letters").mkdir()
+    assert (await twinlock_file(world, "get", id, "letters"))[0] == 0
+    assert (world.folder / "letters" / "letter.txt").read_bytes() == SECRET * 100
+    status, _, said = await twinlock_file(world, "get", id, ".")
+    assert (status, said.split()[0]) == (1, "file_exists")
     assert (await twinlock_file(world, "delete", id))[0] == 0
     status, _, said = await twinlock_file(world, "get", id, "copy")
     assert (status, said.split()[0]) == (1, "not_found")

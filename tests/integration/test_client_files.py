@@ -12,7 +12,14 @@ import pytest
 import twinlock
 from tests.client_kit import until
 from tests.files_kit import MIB, SECRET, Wire, content_of, files_of, files_world, put_by, seen, sent, staging_of
-from twinlock.errors import FileDamagedError, FileTooLargeError, InvalidDataError, NotFoundError, OfflineError
+from twinlock.errors import (
+    FileDamagedError,
+    FileTooLargeError,
+    InvalidDataError,
+    NotFoundError,
+    OfflineError,
+    StoreError,
+)
 from twinlock.protocol.limits import BLOB_PART_BYTES
 
 world = files_world
@@ -38,6 +45,8 @@ async def test_files_of_lengths_at_the_borders_come_back_on_another_device(world
         pieces = [piece async for piece in files_of(phone).stream(file)]
         assert pieces == [content[at : at + MIB] for at in range(0, size, MIB)]
         assert (await files_of(phone).save(file, world.folder / "saved")).read_bytes() == content
+        with pytest.raises(StoreError, match="is a folder"):
+            await files_of(phone).save(file, ".")
     assert staging_of(world, "a") == []
 
 

@@ -51,6 +51,17 @@ def test_a_folder_in_good_order_is_told_so(data):
     assert "the ledger is whole" in result.stdout
 
 
+def test_key_files_are_looked_for_in_the_folder_that_the_settings_name(data, tmp_path):
+    config = tmp_path / "twinlock.toml"
+    config.write_text(f'data = "{data}"\n', encoding="utf-8")
+    (data / "server.key").touch(mode=0o644)
+
+    result = CliRunner().invoke(commands, ["doctor", "--config", str(config), "--profile", str(data / "none")])
+
+    assert result.exit_code == 1
+    assert f"{data / 'server.key'} can be read by others" in result.stdout
+
+
 def test_a_server_that_never_ran_has_nothing_to_mend(tmp_path):
     result = looked_at(tmp_path)
 

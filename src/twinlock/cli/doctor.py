@@ -63,20 +63,20 @@ def doctor(
     """
     from twinlock.client.profile import default_profile
 
-    folder = data or Path.cwd()
+    folder = data or _folder_of(config)
     console = Console(highlight=False, soft_wrap=True)
     failed = 0
     checks: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
         ("python", _python),
         ("packages", _packages),
         ("sqlite", _sqlite),
-        ("disk", lambda: _disk(folder)),
+        ("disk", lambda: _disk(folder or Path.cwd())),
         ("clock", _clock),
         ("settings", lambda: _settings(config, data)),
         ("cluster", lambda: _cluster(config, data, operator, monitor or [])),
         ("backup", lambda: _backup(backup)),
         ("keys", lambda: _key_service(config, data)),
-        ("key files", lambda: _key_files(folder if data else None, profile or default_profile())),
+        ("key files", lambda: _key_files(folder, profile or default_profile())),
     ]
     for name, check in checks:
         for finding in check():
@@ -241,6 +241,12 @@ def _loaded(config: Path | None, data: Path | None) -> Settings | str | None:
         return load_settings(config, os.environ, data=str(data) if data else None)
     except SettingsError as exc:
         return str(exc)
+
+
+def _folder_of(config: Path | None) -> Path | None:
+    """Return where a settings file keeps the server's data; None without one, or if it cannot be read."""
+    settings = None if config is None else _loaded(config, None)
+    return None if settings is None or isinstance(settings, str) else Path(settings.data).absolute()
 
 
 def _port(host: str, port: int) -> Finding:

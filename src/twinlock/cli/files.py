@@ -53,7 +53,7 @@ def get(
     id: FileId,
     path: Annotated[
         str | None,
-        typer.Argument(help="Where it goes, by default its own name here; - writes to the standard output."),
+        typer.Argument(help="A file or a folder, by default this one; - writes to the standard output."),
     ] = None,
     profile: ProfileFolder = None,
     offline: Offline = False,
@@ -101,8 +101,10 @@ async def _get(space: str, id: str, path: str | None, profile: Path | None, offl
             await _copy(files, id, sys.stdout.buffer)
             return
         info = await files.info(id)
-        target = Path(path) if path is not None else Path(safe_name(info.name))
-        if path is None and target.exists():
+        place = Path(path or ".")
+        # Into a folder it goes under its own name, which is somebody else's choice: it replaces nothing there.
+        target = place / safe_name(info.name) if await asyncio.to_thread(place.is_dir) else place
+        if target != place and target.exists():
             fail("file_exists", f"There is {target} already.", "Say where it goes, as the last argument.")
         await files.save(id, target)
         people.print(f"[green]got[/] {escape(str(target))}, {info.size} bytes")

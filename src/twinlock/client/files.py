@@ -230,6 +230,8 @@ class Files:
         """
         source, opener = await self._source(_id_of(file))
         target = Path(path)
+        if await asyncio.to_thread(target.is_dir):
+            raise StoreError(f"{target} is a folder: say which file it is to be")
         partial = target.with_name(f"{target.name}.{source.blob.hex()[:8]}{PARTIAL_SUFFIX}")
         try:
             with await asyncio.to_thread(_open_partial, partial) as out:
