@@ -69,7 +69,7 @@ class Node:
                     self.seen += zip(outcome, (envelope.data for envelope in envelopes), strict=True)
                 done.set_result(outcome)
 
-            self.log.append_many([Append(self.space, envelopes)], NOW_MS, note)
+            self.log.append_many([Append(self.space, envelopes, NOW_MS)], note)
             outcome = await done
             if isinstance(outcome, list):
                 self.news.set()

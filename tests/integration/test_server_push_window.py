@@ -23,18 +23,18 @@ class HeldLog(MemoryLog):
         self.held = None
         self.is_holding = asyncio.Event()
 
-    def append_many(self, appends, received_ms, done):
+    def append_many(self, appends, done):
         if self.held is None:
-            super().append_many(appends, received_ms, done)
+            super().append_many(appends, done)
         else:
-            self.held.append((appends, received_ms, done))
+            self.held.append((appends, done))
             self.is_holding.set()
 
     def let_one_go(self):
         super().append_many(*self.held.pop(0))
 
     def let_one_fail(self):
-        appends, _, done = self.held.pop(0)
+        appends, done = self.held.pop(0)
         done([(place, StoreError("the disk is gone")) for place in range(len(appends))])
 
 

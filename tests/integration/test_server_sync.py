@@ -316,15 +316,15 @@ class FailingLog(MemoryLog):
         super().__init__(incarnation)
         self.fails_before = self.fails_after = False
 
-    def append_many(self, appends, received_ms, done):
+    def append_many(self, appends, done):
         loop = asyncio.get_running_loop()
         if self.fails_before:
             loop.call_soon(done, [(place, StoreError("no space left")) for place in range(len(appends))])
         elif self.fails_after:
             lost = [(place, StoreError("the answer was lost")) for place in range(len(appends))]
-            super().append_many(appends, received_ms, lambda _: done(lost))
+            super().append_many(appends, lambda _: done(lost))
         else:
-            super().append_many(appends, received_ms, done)
+            super().append_many(appends, done)
 
 
 @pytest.mark.parametrize("moment", ["fails_before", "fails_after"])

@@ -36,6 +36,10 @@ class _Space:
         self.cuts: list[tuple[Seq, int]] = []
         self.watchers: set[asyncio.Event] = set()
 
+    @property
+    def received_ms(self) -> int:
+        return self.entries[-1].received_ms if self.entries else 0
+
     def place_after(self, seq: int) -> int:
         return bisect_right(self.entries, seq, key=_seq_of)
 
@@ -76,21 +80,21 @@ class MemoryLog(Log):
         """Append as `append` does, within this call."""
         held = self._spaces.setdefault(space, _Space())
         plan = plan_append(space, envelopes, lambda device: held.heads.get(device, NO_HEAD))
-        return self._append(held, plan, envelopes, received_ms)
+        return self._append(held, plan, envelopes, max(received_ms, held.received_ms))
 
-    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+    def append_many(self, appends: Sequence[Append], done: Done) -> None:
         """Append to many spaces, and tell in the loop's next turn what came of each."""
-        outcomes = [self._outcome(append, received_ms) for append in appends]
+        outcomes = [self._outcome(append) for append in appends]
         asyncio.get_running_loop().call_soon(done, list(enumerate(outcomes)))
 
-    def _outcome(self, append: Append, received_ms: int) -> Outcome:
+    def _outcome(self, append: Append) -> Outcome:
         held = self._spaces.setdefault(append.space, _Space())
         try:
             plan = plan_append(append.space, append.envelopes, lambda device: held.heads.get(device, NO_HEAD))
             refuse_known(plan)
         except AppendConflictError as error:
             return error
-        return self._append(held, plan, append.envelopes, received_ms)
+        return self._append(held, plan, append.envelopes, max(append.received_ms, held.received_ms))
 
     def _append(self, held: _Space, plan: AppendPlan, envelopes: Sequence[Envelope], received_ms: int) -> list[Seq]:
         seqs = [Seq(0)] * len(envelopes)
@@ -198,7 +202,8 @@ class MemoryLog(Log):
 
     def _state(self, held: _Space) -> SpaceState:
         live = held.entries[bisect_left(held.entries, held.start, key=_seq_of) :]
-        return SpaceState(held.start, held.head, sum(len(entry.envelope) for entry in live), dict(held.heads))
+        live_bytes = sum(len(entry.envelope) for entry in live)
+        return SpaceState(held.start, held.head, live_bytes, dict(held.heads), held.received_ms)
 
     def _read(self, held: _Space, after: int, bytes_max: int) -> list[Entry]:
         first = held.place_after(max(after, held.start - 1))

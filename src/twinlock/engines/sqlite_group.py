@@ -127,21 +127,13 @@ class LogGroup(GroupState):
 class AppendsJob(Job[list[Outcome]]):
     """Appends to many spaces, each by itself; what came of them goes to one callback."""
 
-    __slots__ = ("_appends", "_done", "_group", "_received_ms", "_tails")
+    __slots__ = ("_appends", "_done", "_group", "_tails")
 
-    def __init__(
-        self,
-        group: LogGroup,
-        tails: Tails,
-        appends: Sequence[Append],
-        received_ms: int,
-        done: Done,
-    ) -> None:
+    def __init__(self, group: LogGroup, tails: Tails, appends: Sequence[Append], done: Done) -> None:
         super().__init__(sum([len(envelope.data) for append in appends for envelope in append.envelopes]))
         self._group = group
         self._tails = tails
         self._appends = appends
-        self._received_ms = received_ms
         self._done = done
 
     def run(self) -> list[Outcome]:
@@ -154,7 +146,7 @@ class AppendsJob(Job[list[Outcome]]):
             return
         for append, outcome in zip(self._appends, self.outcome or (), strict=True):
             if isinstance(outcome, list):
-                self._tails.tell(append.space, self._received_ms, outcome, append.envelopes)
+                self._tails.tell(append.space, append.received_ms, outcome, append.envelopes)
 
     def end(self) -> None:
         """Tell what came of each."""
@@ -169,7 +161,7 @@ class AppendsJob(Job[list[Outcome]]):
             refuse_known(self._group.plan(append.space, append.envelopes))
         except TwinlockError as error:
             return error
-        return self._group.append(append.space, append.envelopes, self._received_ms)
+        return self._group.append(append.space, append.envelopes, append.received_ms)
 
 
 class AdoptJob(Job[None]):

@@ -57,9 +57,9 @@ class SqliteLog(Log):
             seqs[place] = seq
         return seqs
 
-    def append_many(self, appends: Sequence[Append], received_ms: int, done: Done) -> None:
+    def append_many(self, appends: Sequence[Append], done: Done) -> None:
         """Append to many spaces in one job of the writer."""
-        job = AppendsJob(self._group, self._tails, appends, received_ms, done)
+        job = AppendsJob(self._group, self._tails, appends, done)
         try:
             self._writer.put(job)
         except TwinlockError as error:

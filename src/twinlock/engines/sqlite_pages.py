@@ -38,7 +38,8 @@ _STATE = """
 SELECT group_concat(counter), CAST(group_concat(device, '') AS BLOB), CAST(group_concat(id, '') AS BLOB),
     coalesce(max(seq), 0), coalesce(sum(bytes), 0),
     coalesce((SELECT start FROM starts WHERE space = ?1), 1),
-    coalesce((SELECT bytes_before FROM starts WHERE space = ?1), 0)
+    coalesce((SELECT bytes_before FROM starts WHERE space = ?1), 0),
+    coalesce((SELECT received_ms FROM log WHERE space = ?1 ORDER BY seq DESC LIMIT 1), 0)
 FROM heads WHERE space = ?1
 """
 _PLACES = """
@@ -57,13 +58,13 @@ ORDER BY seq DESC LIMIT ?5
 def read_state(connection: sqlite3.Connection, space: SpaceId) -> SpaceState:
     """Return a space's state, in time that grows with its devices and not with its log."""
     row = connection.execute(_STATE, (space,)).fetchone()
-    counters, devices, ids, head, log_bytes, start, bytes_before = row
+    counters, devices, ids, head, log_bytes, start, bytes_before, received_ms = row
     heads = {}
     for place, counter in enumerate(_integers(counters)):
         device = DeviceId(devices[place * ID_BYTES : (place + 1) * ID_BYTES])
         identifier = EnvelopeId(ids[place * ENVELOPE_ID_BYTES : (place + 1) * ENVELOPE_ID_BYTES])
         heads[device] = DeviceHead(Counter(counter), identifier)
-    return SpaceState(Seq(start), Seq(head), log_bytes - bytes_before, heads)
+    return SpaceState(Seq(start), Seq(head), log_bytes - bytes_before, heads, received_ms)
 
 
 def read_page(connection: sqlite3.Connection, space: SpaceId, after: int, bytes_max: int) -> list[Entry]:

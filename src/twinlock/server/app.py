@@ -38,6 +38,7 @@ from twinlock.server.new_rules import Telling
 from twinlock.server.other_nodes import OtherNodes
 from twinlock.server.partitions import Partitions
 from twinlock.server.people import build_people
+from twinlock.server.receive_clock import ReceiveClock
 from twinlock.server.registry import SpaceRegistry
 from twinlock.server.services import Services
 from twinlock.server.session import Dispatcher
@@ -197,6 +198,7 @@ def build_services(
     metrics: Metrics,
     heartbeat: Heartbeat,
     now_ms: Callable[[], int] = wall_clock_ms,
+    steady_s: Callable[[], float] = time.monotonic,
 ) -> Services:
     """Put the parts together that stand behind the sync socket."""
     node, is_shared = stores.node or os.urandom(NODE_BYTES), stores.is_shared
@@ -208,7 +210,7 @@ def build_services(
     authority = _build_authority(logs, hub, heartbeat)
     registry = SpaceRegistry(stores, logs, tasks, metrics, settings, rates)
     people = build_people(settings, stores, tasks, heartbeat, authority, registry, neighbours)
-    committer = Committer(stores.log, hub, tasks, metrics, now_ms)
+    committer = Committer(stores.log, hub, tasks, metrics, ReceiveClock(now_ms, steady_s))
 
     def tell_grown(space: SpaceId, seq: int, tellings: list[Telling]) -> None:
         neighbours.tell(SpaceGrown(space, seq, list(tellings)))

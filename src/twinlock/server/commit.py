@@ -53,14 +53,14 @@ SETTLE_S = 10.0
 class Committer:
     """Takes pushes that were decided on, and acknowledges and delivers them once they are durable."""
 
-    __slots__ = ("_changed", "_log", "_loop", "_now_ms", "_tasks", "hub", "in_flight", "metrics", "waiting_bytes")
+    __slots__ = ("_changed", "_log", "_loop", "_receive_ms", "_tasks", "hub", "in_flight", "metrics", "waiting_bytes")
 
-    def __init__(self, log: Log, hub: Hub, tasks: Tasks, metrics: Metrics, now_ms: Callable[[], int]) -> None:
+    def __init__(self, log: Log, hub: Hub, tasks: Tasks, metrics: Metrics, receive_ms: Callable[[], int]) -> None:
         self._log = log
         self.hub = hub
         self._tasks = tasks
         self.metrics = metrics
-        self._now_ms = now_ms
+        self._receive_ms = receive_ms
         self._loop = asyncio.get_running_loop()
         self._changed: list[ServedSpace] = []
         self.in_flight = 0
@@ -93,6 +93,7 @@ class Committer:
 
     def _start(self) -> None:
         changed, self._changed = self._changed, []
+        now_ms = self._receive_ms()
         groups: list[_Group] = []
         for space in changed:
             space.is_appending = True
@@ -100,17 +101,13 @@ class Committer:
             pushes = _take_group(space)
             envelopes = [envelope for push in pushes for envelope in push.fresh]
             if envelopes:
-                groups.append(_Group(space.id, envelopes, space, pushes))
+                groups.append(_Group(space.id, envelopes, max(now_ms, space.received_ms), space, pushes))
             else:
                 self._finish(space, pushes)
         if groups:
-            received_ms = self._now_ms()
-            done = partial(self._done, groups, received_ms, time.perf_counter())
-            self._log.append_many(groups, received_ms, done)
+            self._log.append_many(groups, partial(self._done, groups, time.perf_counter()))
 
-    def _done(
-        self, groups: list[_Group], received_ms: int, started: float, outcomes: Sequence[tuple[int, Outcome]]
-    ) -> None:
+    def _done(self, groups: list[_Group], started: float, outcomes: Sequence[tuple[int, Outcome]]) -> None:
         self.metrics.commit_seconds.observe(time.perf_counter() - started)
         for place, outcome in outcomes:
             group = groups[place]
@@ -123,13 +120,15 @@ class Committer:
                     self._spawn_recovery(space, group.pushes, outcome)
                 continue
             try:
-                self._committed(group, received_ms, outcome)
+                self._committed(group, outcome)
             except Exception as exc:
                 logger.exception("commit failed", error=type(exc).__name__)
                 self._abandon(space, exc)
 
-    def _committed(self, group: _Group, received_ms: int, seqs: list[Seq]) -> None:
+    def _committed(self, group: _Group, seqs: list[Seq]) -> None:
         space, envelopes, pushes = group.served, group.envelopes, group.pushes
+        # What others appended below these was told before, so this is the time that the log has stored.
+        received_ms = space.received_ms = max(group.received_ms, space.received_ms)
         self.metrics.commit_group.observe(len(envelopes))
         self.metrics.acked.inc(len(envelopes))
         space.sequencer.confirm(envelopes)
@@ -147,6 +146,7 @@ class Committer:
             return
         self.metrics.foreign_entries.inc(len(new))
         space.sequencer.observe([entry.envelope for entry in new])
+        space.received_ms = new[-1].received_ms
         space.log_bytes += sum([len(entry.envelope) for entry in new])
         self.hub.deliver(space, new)
 
@@ -234,7 +234,7 @@ class Committer:
         for envelope in push.known:
             counter = envelope.header.counter
             try:
-                seqs = await self._log.append(space.id, [envelope], self._now_ms())
+                seqs = await self._log.append(space.id, [envelope], max(self._receive_ms(), space.received_ms))
             except AppendConflictError:
                 conflict = Refusal(counter, CounterConflictError(f"counter {counter} is taken"))
                 self._reject(space, push.peer, envelope.header.device, conflict)
@@ -280,6 +280,7 @@ class Committer:
             space.start = state.start
             if state.head >= space.seen:
                 space.log_bytes = state.log_bytes
+                space.received_ms = state.received_ms or space.received_ms
             self.hub.restart(space, state.head)
         told = error if isinstance(error, StoreError | OverloadedError) else StoreError("the log moved on; push again")
         if space.sequencer.is_fenced:

@@ -81,6 +81,7 @@ class ServedSpace:
         "log_users",
         "looked_s",
         "pace",
+        "received_ms",
         "recent",
         "recent_bytes",
         "recent_floor",
@@ -104,6 +105,9 @@ class ServedSpace:
         """While this is not 0 the log may know of a later start already."""
 
         self.log_bytes = state.log_bytes
+        self.received_ms = state.received_ms
+        """The receive time of the newest entry that is known here: no later one is given an earlier time."""
+
         self.delivered = state.head
         self.seen = state.head
         """The last seq that is delivered, or will be at the end of this turn of the loop."""

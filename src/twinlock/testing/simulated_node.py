@@ -264,7 +264,8 @@ class Node:
         settings = Settings(engine="memory:", calls_per_s=0, sign_ups_per_min=0, unlocker_tries_per_min=0)
         try:
             async with asyncio.TaskGroup() as group:
-                services = build_services(settings, stores, Tasks(group), metrics, self._heartbeat, self.now_ms)
+                time_s = asyncio.get_running_loop().time
+                services = build_services(settings, stores, Tasks(group), metrics, self._heartbeat, self.now_ms, time_s)
                 self.services = services
                 self.dispatcher = Dispatcher(services, frozenset({ORIGIN}))
                 spawn_upkeep(services)

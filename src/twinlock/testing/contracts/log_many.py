@@ -25,7 +25,7 @@ async def append_many(log: Log, *appends: Append) -> Sequence[Outcome]:
         if len(outcomes) == len(appends):
             ended.set()
 
-    log.append_many(appends, NOW_MS, done)
+    log.append_many(appends, done)
     assert not outcomes
     async with asyncio.timeout(20):
         await ended.wait()
@@ -38,7 +38,7 @@ class AppendManyContract:
     async def test_every_space_gets_its_own(self, log: Log) -> None:
         """With the seqs that the answer told, in the order of the appends."""
         chains = [Chain(new_space()) for _ in range(20)]
-        appends = [Append(chain.space, chain.take(count % 3 + 1)) for count, chain in enumerate(chains)]
+        appends = [Append(chain.space, chain.take(count % 3 + 1), NOW_MS) for count, chain in enumerate(chains)]
 
         outcomes = await append_many(log, *appends)
 
@@ -58,10 +58,10 @@ class AppendManyContract:
 
         outcomes = await append_many(
             log,
-            Append(good.space, good.take(1)),
-            Append(gap.space, gap.take(1)),
-            Append(known.space, [*stored, *known.take(1)]),
-            Append(late.space, late.take(1)),
+            Append(good.space, good.take(1), NOW_MS),
+            Append(gap.space, gap.take(1), NOW_MS),
+            Append(known.space, [*stored, *known.take(1)], NOW_MS),
+            Append(late.space, late.take(1), NOW_MS),
         )
 
         assert [isinstance(outcome, AppendConflictError) for outcome in outcomes] == [False, True, True, False]
@@ -71,9 +71,9 @@ class AppendManyContract:
         """Both are answered, in their order."""
         chain = Chain(new_space())
         answers: list[Sequence[tuple[int, Outcome]]] = []
-        log.append_many([Append(chain.space, chain.take(2))], NOW_MS, answers.append)
+        log.append_many([Append(chain.space, chain.take(2), NOW_MS)], answers.append)
 
-        await append_many(log, Append(chain.space, chain.take(2)))
+        await append_many(log, Append(chain.space, chain.take(2), NOW_MS))
 
         assert len(answers) == 1
         assert len(await log.read(chain.space, Seq(0), 1 << 20)) == 4
@@ -82,11 +82,11 @@ class AppendManyContract:
         """Once, like what is appended one by one."""
         chain = Chain(new_space())
         watch = log.watch(chain.space, Seq(0))
-        await append_many(log, Append(chain.space, chain.take(1)))
+        await append_many(log, Append(chain.space, chain.take(1), NOW_MS))
 
         async with asyncio.timeout(20):
             first = await anext(watch)
-            await append_many(log, Append(chain.space, chain.take(1)))
+            await append_many(log, Append(chain.space, chain.take(1), NOW_MS))
             second = await anext(watch)
 
         assert [entry.envelope[40:48] for entry in (*first, *second)] == [bytes(7) + b"\1", bytes(7) + b"\2"]

@@ -24,6 +24,9 @@ class Told:
     def __init__(self, log: Log, space: SpaceId, after: int = 0) -> None:
         self.log = log
         self.space = space
+        self.received_ms = NOW_MS
+        """The receive time that its appends are given."""
+
         self.entries: list[Entry] = []
         self.notes: list[Note] = []
         self.order: list[Seq] = []
@@ -61,7 +64,7 @@ class Told:
             done.set_result(outcome)
             self._news.set()
 
-        self.log.append_many([Append(self.space, envelopes)], NOW_MS, note)
+        self.log.append_many([Append(self.space, envelopes, self.received_ms)], note)
         async with asyncio.timeout(WAIT_S):
             return await done
 
