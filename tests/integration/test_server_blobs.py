@@ -140,9 +140,7 @@ async def test_a_blob_is_begun_in_one_way_and_by_one_device(house, device, bens)
     assert await refusal(bens.wire, "blob.finish", NameBlob(params, blob)) == "role_forbids"
     assert told(await bens.put(blob, 0, SMALL)) == (403, "role_forbids")
     for size in (0, -5, 16, (1 << 20) + 16 + 16):
-        assert (
-            await refusal(device.wire, "blob.begin", BeginBlob(params, fresh_blob(), 1, size)) == "invalid_call"
-        )
+        assert await refusal(device.wire, "blob.begin", BeginBlob(params, fresh_blob(), 1, size)) == "invalid_call"
     assert await refusal(device.wire, "blob.begin", BeginBlob(params, fresh_blob(), 1, 1 << 41)) == "limit_exceeded"
     for epoch in (0, 2):
         assert await refusal(device.wire, "blob.begin", BeginBlob(params, fresh_blob(), epoch, 1000)) == "invalid_call"
