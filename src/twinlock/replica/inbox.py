@@ -303,7 +303,7 @@ class Inbox:
         )
         for opened in page.opened:
             self._apply_one(opened, work, now_ms)
-            self._observe(opened, now_ms)
+            self._observe(opened)
         self._finish(page)
 
     def _apply_one(self, opened: Opened[Content], work: WorkingSet, now_ms: int) -> None:
@@ -380,7 +380,7 @@ class Inbox:
             self._apply_states(content, states, opened.source, work)
             if is_last:
                 self.foreign_snapshots_count += 1
-                self._observe(opened, now_ms)
+                self._observe(opened)
                 self._finish(page)
                 self._move_to([self._partly_entry])
             self.shown += work.flush()
@@ -429,11 +429,10 @@ class Inbox:
     def _count_holes(self) -> None:
         self._holes = [kept.seq for kept in self._store.quarantined() if QuarantineReason(kept.reason).may_differ]
 
-    def _observe(self, opened: Opened[Content], now_ms: int) -> None:
+    def _observe(self, opened: Opened[Content]) -> None:
         """Let later own stamps lie above what was seen; who received it has checked that it is not of the future."""
         try:
-            now_ms = max(now_ms, opened.source.received_ms)
-            self._outbox.observe(opened.content.latest, now_ms, CLOCK_SKEW_MS_MAX)
+            self._outbox.observe(opened.content.latest, opened.source.received_ms, CLOCK_SKEW_MS_MAX)
         except ClockSkewError:
             return  # Cannot be: the reader has refused it. A clock must not run away all the same.
 
@@ -444,6 +443,7 @@ class Inbox:
             newest[Epoch(int.from_bytes(entry.envelope[_EPOCH], "big"))] = entry.seq
         cursor = max(self.place.cursor, entries[-1].seq)
         self.move(msgspec.structs.replace(self.place, cursor=cursor, newest_of_epoch=newest))
+        self._outbox.note_received(entries[-1].received_ms)
         self._outbox.save_clock()
 
     def retry(self, now_ms: int) -> None:

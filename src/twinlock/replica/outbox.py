@@ -43,6 +43,11 @@ CLOCK_AHEAD_MS_MAX = 60_000
 """Stamps further ahead of the corrected time than this come from a clock that was wrong, and are clamped."""
 
 
+TIME_MS_MAX = (1 << 48) - 1 - CLOCK_AHEAD_MS_MAX
+"""No receive time after this is believed: a stamp would have no room for it."""
+
+_FLOOR_ROOM = 1 << 16
+_NEVER = Hlc(0)
 _ABSORBED = "absorbed"
 
 
@@ -51,7 +56,19 @@ class _RawChange(msgspec.Struct, array_like=True, frozen=True):
     edits: list[msgspec.Raw]
 
 
+class _Stamped(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    collection: str
+    id: str
+    stamp: Hlc
+
+
+class _StampedChange(msgspec.Struct, array_like=True, frozen=True):
+    schema: int
+    edits: list[_Stamped]
+
+
 _raw_decoder = msgspec.msgpack.Decoder(_RawChange)
+_stamps_decoder = msgspec.msgpack.Decoder(_StampedChange)
 _raw_encoder = msgspec.msgpack.Encoder()
 
 
@@ -61,8 +78,10 @@ class Outbox:
     __slots__ = (
         "_clock",
         "_device",
+        "_floor",
         "_keyring",
         "_last_sent",
+        "_received_ms",
         "_sealer",
         "_store",
         "_wear_limits",
@@ -82,6 +101,8 @@ class Outbox:
         self._device: DeviceId = keyring.device
         self.chain: OwnChain = load_chain(store)
         self._clock = HybridClock(self.chain.clock)
+        self._floor = self.chain.floor
+        self._received_ms = self.chain.received_ms
         self._last_sent = Counter(0)
         self._wear_limits = wear_limits
         self._worn_out = Epoch(0)
@@ -117,11 +138,13 @@ class Outbox:
                 raise DocumentTooLargeError(f"a batch of {len(payload)} bytes")
             # A write must not overtake an earlier one that waits unsealed.
             is_next = self._has_room and not self._store.unsealed_count() and self.may_seal([payload])
+            # What is stamped too late waits for `seal_waiting`, which clamps it.
+            is_next = is_next and self._clock.latest <= self._limit(now_ms)
             chain = self._with_clock(self.chain)
             token = self._store.add_write(payload, keys, Counter(chain.counter + 1) if is_next else UNSEALED)
             shown = work.flush(is_write=True)
             if is_next:
-                chain = self._freeze(Kind.CHANGE, payload, (), chain)
+                chain = self._freeze(Kind.CHANGE, payload, (), chain, self._clock.latest)
             save_chain(self._store, chain)
             if mark is not None:
                 self._store.put_meta(_ABSORBED, mark)
@@ -171,8 +194,10 @@ class Outbox:
 
     # Sealing
 
-    def _freeze(self, kind: Kind, payload: bytes, tokens: Sequence[int], chain: OwnChain) -> OwnChain:
-        """Seal a payload as the chain's next envelope and store it; return the chain after it."""
+    def _freeze(
+        self, kind: Kind, payload: bytes, tokens: Sequence[int], chain: OwnChain, latest: Hlc = _NEVER
+    ) -> OwnChain:
+        """Seal a payload, of which `latest` is the newest stamp, as the next envelope; return the chain after it."""
         keys = self._keyring.newest_keys()
         wear = chain.wear.under(keys.epoch)
         if not wear.fits([len(payload)], self._wear_limits):
@@ -180,7 +205,9 @@ class Outbox:
         counter = Counter(chain.counter + 1)
         envelope = self._sealer.seal(kind, payload, keys, counter, chain.id, self._keyring.log.head_prefix)
         self._store.freeze(OwnEnvelope(counter, envelope.id, kind, envelope.data), tokens)
-        return OwnChain(counter, envelope.id, chain.clock, wear.after(len(payload)))
+        self._floor = max(self._floor, latest)
+        worn = wear.after(len(payload))
+        return OwnChain(counter, envelope.id, chain.clock, worn, self._floor, self._received_ms)
 
     def may_seal(self, payloads: Sequence[bytes], wear: Wear | None = None) -> bool:
         """Tell whether the device's key of this epoch bears these seals too; what does not fit waits for the next.
@@ -214,7 +241,7 @@ class Outbox:
         return [wanted]
 
     def _with_clock(self, chain: OwnChain) -> OwnChain:
-        return OwnChain(chain.counter, chain.id, self._clock.latest, chain.wear)
+        return OwnChain(chain.counter, chain.id, self._clock.latest, chain.wear, self._floor, self._received_ms)
 
     def freeze_snapshots(self, payloads: Iterable[bytes]) -> Counter:
         """Seal snapshots and freeze them, inside a transaction of the caller's; return the last counter."""
@@ -240,7 +267,8 @@ class Outbox:
                 payload, joined = _join(writes)
                 if not self.may_seal([payload], chain.wear):
                     break
-                chain = self._freeze(Kind.CHANGE, payload, [write.token for write in joined], chain)
+                tokens = [write.token for write in joined]
+                chain = self._freeze(Kind.CHANGE, payload, tokens, chain, _latest_in(payload))
                 sealed_bytes += len(payload)
             save_chain(self._store, chain)
         self.chain = chain
@@ -248,10 +276,11 @@ class Outbox:
 
     def _clamp(self, now_ms: int) -> list[Shown]:
         """Move waiting edits that a wrong clock has stamped too late to the corrected time, in their order."""
-        limit = pack(now_ms + CLOCK_AHEAD_MS_MAX)
+        limit = self._limit(now_ms)
         if self._clock.latest <= limit:
             return []
-        self._clock = HybridClock(pack(now_ms - 1))
+        # Where the server's clock was set back, what it has taken before must not win over what comes now.
+        self._clock = HybridClock(max(pack(max(now_ms - 1, self._received_ms)), self._floor))
         moved: dict[Stamp, Stamp] = {}
         touched: list[DocumentKey] = []
         with self._store.transaction(durable=True):
@@ -264,11 +293,20 @@ class Outbox:
             save_chain(self._store, self.chain)
         return shown
 
+    def _limit(self, now_ms: int) -> Hlc:
+        """Return the latest stamp that may be sealed now: every reader takes it, whatever the server's clock does."""
+        limit = pack(max(now_ms, self._received_ms) + CLOCK_AHEAD_MS_MAX)
+        # What was moved right behind the floor stays there.
+        return max(limit, Hlc(self._floor + _FLOOR_ROOM))
+
     def _restamped(self, edit: Edit, limit: Hlc, now_ms: int, moved: dict[Stamp, Stamp]) -> Edit:
         stamp = edit.stamp
         if stamp > limit:
             stamp = self._clock.tick(now_ms)
             moved[stamp_of(edit.stamp, self._device)] = stamp_of(stamp, self._device)
+        elif stamp > self._clock.latest:
+            # What comes after it must not be moved before it.
+            self._clock = HybridClock(stamp)
         return restamp(edit, stamp, moved)
 
     def _rebuild(self, keys: Iterable[DocumentKey]) -> list[Shown]:
@@ -360,7 +398,8 @@ class Outbox:
 
     def adopt(self, counter: Counter, identifier: EnvelopeId) -> None:
         """Go on from another head of the own chain."""
-        self.chain = OwnChain(counter, identifier, self._clock.latest, self.chain.wear)
+        known = self._with_clock(self.chain)
+        self.chain = OwnChain(counter, identifier, known.clock, known.wear, known.floor, known.received_ms)
         save_chain(self._store, self.chain)
         self.resend_after(counter)
 
@@ -376,15 +415,30 @@ class Outbox:
         frozen = self._store.frozen_envelopes(Counter(0), 1)
         return frozen[0].counter if frozen else None
 
-    def observe(self, latest: Hlc, now_ms: int, skew_ms_max: int) -> None:
-        """Keep later own stamps above a stamp that was seen; saved with the next change of the chain."""
-        self._clock.observe(latest, now_ms, skew_ms_max)
+    def observe(self, latest: Hlc, received_ms: int, skew_ms_max: int) -> None:
+        """Keep later own stamps above one that was seen in an entry; saved with the next change of the chain."""
+        self._clock.observe(latest, received_ms, skew_ms_max)
+        self._floor = max(self._floor, min(latest, pack(_time(received_ms) + CLOCK_AHEAD_MS_MAX)))
+
+    def note_received(self, received_ms: int) -> None:
+        """Take note of an entry's receive time; saved with the clock."""
+        self._received_ms = max(self._received_ms, _time(received_ms))
 
     def save_clock(self) -> None:
         """Store the clock, inside a transaction."""
-        if self.chain.clock != self._clock.latest:
-            self.chain = self._with_clock(self.chain)
-            save_chain(self._store, self.chain)
+        chain = self._with_clock(self.chain)
+        if chain != self.chain:
+            self.chain = chain
+            save_chain(self._store, chain)
+
+
+def _latest_in(payload: bytes) -> Hlc:
+    """Return the newest stamp of an own change, without reading its operations."""
+    return max((edit.stamp for edit in _stamps_decoder.decode(payload).edits), default=_NEVER)
+
+
+def _time(received_ms: int) -> int:
+    return max(0, min(received_ms, TIME_MS_MAX))
 
 
 def _join(writes: Sequence[PendingWrite]) -> tuple[bytes, Sequence[PendingWrite]]:

@@ -34,12 +34,18 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class OwnChain(msgspec.Struct, frozen=True):
-    """The newest envelope this device has sealed, the newest stamp it has given or seen, and what its key has borne."""
+    """The newest envelope this device has sealed, the newest stamp it has given or seen, and what its key has borne.
+
+    No later stamp may lie below `floor`: the newest that this device has sealed, or read if it was not far ahead of its
+    receive time. `received_ms` is the newest receive time that was read in the space.
+    """
 
     counter: Counter = Counter(0)
     id: EnvelopeId = NO_ENVELOPE
     clock: Hlc = Hlc(0)
     wear: Wear = Wear()
+    floor: Hlc = Hlc(0)
+    received_ms: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

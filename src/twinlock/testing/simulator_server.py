@@ -72,6 +72,7 @@ class SimulatedServer:
         self._sequencer = Sequencer(rules.space, rules, {})
         self.connections: list[Connection] = []
         self._taken: dict[tuple[DeviceId, Counter], EnvelopeId] = {}
+        self._clock_ms = self._receive_ms = 0
 
     @property
     def head(self) -> Seq:
@@ -82,10 +83,15 @@ class SimulatedServer:
         """Go on by a newer log of the space."""
         self.rules = self._sequencer.rules = rules
 
+    def set_clock(self, ahead_ms: int) -> None:
+        """Set the server's clock so far before the right time; receive times do not go back while the process runs."""
+        self._clock_ms = ahead_ms
+        self._receive_ms = max(self._receive_ms, ahead_ms)
+
     def connect(self, author: Author, now_ms: int) -> Connection:
         """Accept a connection and challenge it."""
         connection = Connection(author, self._entropy(32))
-        connection.send(Challenge(connection.nonce, self._keys.sign_pk, self.incarnation, now_ms))
+        connection.send(Challenge(connection.nonce, self._keys.sign_pk, self.incarnation, now_ms + self._clock_ms))
         self.connections.append(connection)
         return connection
 
@@ -94,6 +100,7 @@ class SimulatedServer:
         for connection in self.connections:
             connection.is_open = False
         self.connections.clear()
+        self._receive_ms = self._clock_ms
         self._sequencer.restore(self._sequencer.durable)
 
     def drop(self, connection: Connection) -> None:
@@ -139,7 +146,7 @@ class SimulatedServer:
         hello = proofs.hello_message(server_id, frame.origin, self.incarnation, frame.account, frame.device, *nonces)
         proofs.verify(author.sign_pk, frame.signature, hello)
         welcome = proofs.welcome_message(server_id, self.incarnation, *nonces, frame.device)
-        connection.send(Welcome(self._keys.sign.sign(welcome), now_ms, 1, {}))
+        connection.send(Welcome(self._keys.sign.sign(welcome), now_ms + self._clock_ms, 1, {}))
 
     def _attach(self, connection: Connection, frame: Attach) -> None:
         resume = self._resume(frame)
@@ -183,9 +190,11 @@ class SimulatedServer:
                 refusal = Refusal(envelope.header.counter, CounterConflictError())
                 break
             acked.append((envelope.header.counter, self._seq_of(envelope.data)))
+        newest_ms = self.entries[-1].received_ms if self.entries else 0
+        received_ms = max(now_ms + self._receive_ms, newest_ms)
         for envelope in decision.fresh:
             seq = Seq(self.head + 1)
-            self.entries.append(Entry(seq, now_ms, envelope.data))
+            self.entries.append(Entry(seq, received_ms, envelope.data))
             self._taken[device, envelope.header.counter] = envelope.id
             acked.append((envelope.header.counter, seq))
         self._sequencer.confirm(decision.fresh)
