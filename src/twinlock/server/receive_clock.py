@@ -1,7 +1,7 @@
 """The time at which envelopes are received: the server's clock, which never goes back while the process runs.
 
-A device is told the time when it connects and goes on from there. Were the clock set back under it, what it writes would
-seem to every reader to come from the future. See docs/internals/decisions/0031-receive-times-never-go-back.md.
+A device is told the time when it connects and goes on from there. Were the clock set back under it, what it writes
+would seem to every reader to come from the future. See docs/internals/decisions/0031-receive-times-never-go-back.md.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ class AdoptContract:
         state = await log.state(space)
         assert state.heads == {chain.device: DeviceHead(Counter(chain.counter), chain.prev) for chain in (one, two)}
         assert state.log_bytes == sum(len(entry.envelope) for entry in given)
+        assert state.received_ms == given[-1].received_ms
         (seq,) = await log.append(space, [one.next()], 9_999)
         assert seq > state.head
 

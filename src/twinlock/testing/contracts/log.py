@@ -110,6 +110,20 @@ class AppendContract:
             second.device: DeviceHead(Counter(1), second.prev),
         }
 
+    async def test_state_tells_the_receive_time_of_the_newest_entry(self, log: Log) -> None:
+        """Of each space its own; a cut leaves it, since it does not touch the newest entry."""
+        one, other = Chain(new_space()), Chain(new_space())
+        assert (await log.state(one.space)).received_ms == 0
+
+        await log.append(one.space, one.take(2), NOW_MS)
+        seqs = await log.append(one.space, one.take(2), NOW_MS + 5)
+        await log.append(other.space, other.take(1), NOW_MS + 9)
+        cut = await log.cut(one.space, Seq(seqs[-1] - 1), NOW_MS)
+
+        assert cut.received_ms == NOW_MS + 5
+        assert (await log.state(one.space)).received_ms == NOW_MS + 5
+        assert (await log.state(other.space)).received_ms == NOW_MS + 9
+
     async def test_spaces_do_not_see_one_another(self, log: Log) -> None:
         """Not even when one device writes to both."""
         one, other = Chain(new_space()), Chain(new_space())

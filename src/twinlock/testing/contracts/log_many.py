@@ -49,6 +49,19 @@ class AppendManyContract:
             assert await log.read(append.space, Seq(0), 1 << 20) == expected
             assert (await log.state(append.space)).head == seqs[-1]
 
+    async def test_every_space_has_its_own_receive_time(self, log: Log) -> None:
+        """In one call: one may have entries of a later time than another."""
+        one, other = Chain(new_space()), Chain(new_space())
+        watch = log.watch(other.space, Seq(0))
+
+        await append_many(log, Append(one.space, one.take(1), NOW_MS), Append(other.space, other.take(2), NOW_MS + 70))
+
+        for space, received_ms in ((one.space, NOW_MS), (other.space, NOW_MS + 70)):
+            assert {entry.received_ms for entry in await log.read(space, Seq(0), 1 << 20)} == {received_ms}
+            assert (await log.state(space)).received_ms == received_ms
+        async with asyncio.timeout(20):
+            assert {entry.received_ms for entry in await anext(watch)} == {NOW_MS + 70}
+
     async def test_one_that_does_not_fit_harms_no_other(self, log: Log) -> None:
         """Whether it is a gap, or known already."""
         good, late, gap, known = (Chain(new_space()) for _ in range(4))

@@ -183,6 +183,28 @@ class NodesAppendContract:
         assert {entry.envelope for entry in stored} == set(sent.values())
         assert here.order == there.order == [entry.seq for entry in stored]
 
+    async def test_receive_times_of_two_nodes_never_go_back(self, logs: Logs) -> None:
+        """Whichever clock is ahead; what is told has the times that are stored, and so has a node's own reckoning."""
+        space = new_space()
+        here, there = (Told(log, space) for log in logs)
+        here.received_ms = NOW_MS + 3_600_000
+
+        async def write(node: Told, chain: Chain) -> None:
+            for _ in range(5):
+                assert not isinstance(await node.append(chain.take(2)), TwinlockError)
+
+        await asyncio.gather(*(write(node, Chain(space)) for node in (here, there) for _ in range(3)))
+        stored = await all_of(logs[0], space)
+        for node in (here, there):
+            await node.until_count(len(stored))
+
+        times = [entry.received_ms for entry in stored]
+        assert times == sorted(times)
+        assert set(times) <= {NOW_MS, NOW_MS + 3_600_000}
+        assert [entry for entry in stored if entry in there.entries] == there.entries
+        assert [entry for entry in stored if entry in here.entries] == here.entries
+        assert {(await log.state(space)).received_ms for log in logs} == {times[-1]}
+
     async def test_a_node_that_knew_nothing_of_it_appends_behind(self, logs: Logs) -> None:
         """Whether it follows the space or not."""
         here, there = logs
