@@ -33,6 +33,11 @@ def test_the_drops_of_a_sensor_all_arrive():
         simulate(seed, has_sensor=True)
 
 
+def test_a_server_whose_clock_is_set_loses_nothing():
+    for seed in range(7_000, 7_008):
+        simulate(seed, has_clock_jumps=True)
+
+
 @pytest.mark.parametrize(("seed", "steps_count"), found_seeds())
 def test_seeds_that_found_a_fault_stay_mended(seed, steps_count):
     simulate(seed, steps_count)
@@ -64,3 +69,10 @@ def test_the_drops_of_a_sensor_all_arrive_over_many_seeds():
 def test_devices_converge_over_long_runs():
     for seed in range(20_000, 20_300):
         simulate(seed, steps_count=2_000)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+def test_a_server_whose_clock_is_set_loses_nothing_over_many_seeds():
+    for seed in range(70_000, 70_400):
+        simulate(seed, has_clock_jumps=True)

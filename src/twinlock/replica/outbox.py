@@ -16,7 +16,12 @@ from twinlock.errors import DocumentTooLargeError, KeyWornOutError
 from twinlock.ids import NO_ENVELOPE, Counter, DeviceId, EnvelopeId, Epoch, Seq
 from twinlock.protocol.clock import Hlc, HybridClock, milliseconds_of, pack
 from twinlock.protocol.envelope import Kind, parse
-from twinlock.protocol.limits import CONNECTION_PUSHES_IN_FLIGHT_MAX, PUSH_BYTES_MAX, PUSH_ENVELOPES_MAX
+from twinlock.protocol.limits import (
+    CLOCK_SKEW_MS_MAX,
+    CONNECTION_PUSHES_IN_FLIGHT_MAX,
+    PUSH_BYTES_MAX,
+    PUSH_ENVELOPES_MAX,
+)
 from twinlock.replica.batch import Batch
 from twinlock.replica.documents import Shown, WorkingSet
 from twinlock.replica.events import RotationWanted
@@ -42,6 +47,9 @@ SEAL_BYTES_MAX = 1 << 20
 CLOCK_AHEAD_MS_MAX = 60_000
 """Stamps further ahead of the corrected time than this come from a clock that was wrong, and are clamped."""
 
+
+LATE_MS = CLOCK_SKEW_MS_MAX - CLOCK_AHEAD_MS_MAX
+"""What is sealed keeps its stamps, unless they lie so far ahead that readers may refuse them."""
 
 TIME_MS_MAX = (1 << 48) - 1 - CLOCK_AHEAD_MS_MAX
 """No receive time after this is believed: a stamp would have no room for it."""
@@ -395,6 +403,31 @@ class Outbox:
                 if keys is not None:
                     # The documents show it already, so it touches none of them as a pending write.
                     self._store.add_write(open_payload(envelope, keys), ())
+
+    def thaw_late(self, own_counter: Counter, own_id: EnvelopeId, now_ms: int) -> None:
+        """Have sealed again what the server does not have and readers would refuse, since its clock is behind now."""
+        late = pack(max(now_ms, self._received_ms) + LATE_MS)
+        for sealed in self._store.frozen_envelopes(own_counter, 1 << 62):
+            writes = self._store.writes_of(sealed.counter)
+            if max((_latest_in(write.payload) for write in writes), default=_NEVER) > late:
+                is_next = sealed.counter == own_counter + 1
+                head = (own_counter, own_id) if is_next else self.head_before(sealed.counter)
+                if head is not None:
+                    self.thaw(sealed.counter)
+                    self._floor = self._floor_at(head[0])
+                    self.adopt(*head)
+                return
+
+    def _floor_at(self, counter: Counter) -> Hlc:
+        """Return the floor without what was sealed after an own envelope."""
+        floor = min(self._floor, pack(self._received_ms + CLOCK_AHEAD_MS_MAX))
+        while (sealed := self._store.own_envelope(counter)) is not None:
+            envelope = parse(sealed.data)
+            keys = self._keyring.keys(envelope.header.epoch)
+            if sealed.kind == Kind.CHANGE and keys is not None:
+                return max(floor, _latest_in(open_payload(envelope, keys)))
+            counter = Counter(counter - 1)
+        return floor
 
     def adopt(self, counter: Counter, identifier: EnvelopeId) -> None:
         """Go on from another head of the own chain."""

@@ -160,6 +160,7 @@ class Replica:
         with self._store.transaction(durable=True):
             self._move(frame)
             self._align(frame.own_counter)
+            self._outbox.thaw_late(frame.own_counter, frame.own_id, now_ms)
         self._target = frame.head
         self._is_attached = True
         self._is_caught_up = False

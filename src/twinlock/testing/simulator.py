@@ -54,6 +54,11 @@ DEVICE_STEPS = (("back_up", 3), ("go_back", 2))
 """Devices that are restored from backups; a run has them or not, so that the seeds of others stay what they were."""
 
 
+CLOCK_STEPS = (("set_clock", 4), ("kill", 2))
+"""A server whose clock is set, in the runs that have one. It is not restored: its times would go back too."""
+
+JUMPS_MS = (0, 0, 45_000, -45_000, 240_000, -240_000, 3_600_000, -3_600_000)
+
 SENSOR_STEPS = (("sense", 10), ("serve_sensor", 60), ("disconnect_sensor", 2), ("crash_sensor", 2))
 """A sender of another account, in the runs that have one."""
 
@@ -61,9 +66,13 @@ SENSOR_STEPS = (("sense", 10), ("serve_sensor", 60), ("disconnect_sensor", 2), (
 class Simulation:
     """One run: `run(steps)` at random, then `settle`, then `check`."""
 
-    def __init__(self, seed: int, *, has_device_backups: bool = False, has_sensor: bool = False) -> None:
+    def __init__(
+        self, seed: int, *, has_device_backups: bool = False, has_sensor: bool = False, has_clock_jumps: bool = False
+    ) -> None:
         self.seed = seed
         self._steps = (*STEPS, *(DEVICE_STEPS if has_device_backups else ()), *(SENSOR_STEPS if has_sensor else ()))
+        if has_clock_jumps:
+            self._steps = (*(step for step in self._steps if step[0] != "restore"), *CLOCK_STEPS)
         self.chance = random.Random(seed)  # noqa: S311  # a simulation must be repeatable, its keys guard nothing
         self.now_ms = START_MS
         self.writes_count = 0
@@ -130,6 +139,9 @@ class Simulation:
             device = self.chance.choice(self.devices)
             self.now_ms += self.chance.choice((0, 1, 5, 40))
             self.trace.append(f"{step} {device.name}")
+            if step == "set_clock":
+                self.server.set_clock(self.chance.choice(JUMPS_MS))
+                continue
             if self.sensor is not None and step in dict(SENSOR_STEPS):
                 self._take_sensor(step, self.sensor)
                 continue
@@ -337,10 +349,17 @@ class Simulation:
 
 
 def simulate(
-    seed: int, steps_count: int = 300, *, has_device_backups: bool = False, has_sensor: bool = False
+    seed: int,
+    steps_count: int = 300,
+    *,
+    has_device_backups: bool = False,
+    has_sensor: bool = False,
+    has_clock_jumps: bool = False,
 ) -> Simulation:
     """Run one seed from beginning to end."""
-    simulation = Simulation(seed, has_device_backups=has_device_backups, has_sensor=has_sensor)
+    simulation = Simulation(
+        seed, has_device_backups=has_device_backups, has_sensor=has_sensor, has_clock_jumps=has_clock_jumps
+    )
     simulation.run(steps_count)
     simulation.settle()
     simulation.check()
