@@ -153,7 +153,8 @@ class Log(ABC):
 
         Every append of another node that comes after it was asked for when that node had been told of the fence (by
         `follow`, or because its state was read later): one on its way that a fence overtakes is refused, with
-        `OvertakenError` where it is certain that it will not be stored. No reader ever sees a fence. An engine of a single process just returns the state.
+        `OvertakenError` where it is certain that it will not be stored. No reader ever sees a fence. An engine of a
+        single process just returns the state.
         """
 
     @abstractmethod
