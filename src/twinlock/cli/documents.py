@@ -21,8 +21,11 @@ from twinlock.errors import OfflineError
 if TYPE_CHECKING:
     from twinlock.client.client import Client
     from twinlock.client.query import QueryHandle
+    from twinlock.client.writes import Write
 
 CATCH_UP_SECONDS_MAX = 15.0
+STORED_SECONDS_MAX = 15.0
+"""How long a command waits for the server's word: without a quorum it is welcomed there and hears none."""
 
 ProfileFolder = Annotated[
     Path | None, typer.Option("--profile", "-p", help="The profile folder. [dim]default: that of `twinlock dev`[/]")
@@ -143,11 +146,26 @@ async def _put(place: Place, data: dict[str, object], merge: bool, profile: Path
     async with opened(profile, offline) as db:
         document = db.space(place.space).collection(place.collection).doc(place.document)
         write = await document.set(data, merge=merge)
-        if db.is_connected and not offline:
-            await write.durable()
+        if not db.is_connected or offline:
+            people.print("[green]written[/] on this device; the server gets it at the next connection")
+        elif await is_stored_soon(write):
             people.print("[green]written[/], the server has it")
         else:
-            people.print("[green]written[/] on this device; the server gets it at the next connection")
+            people.print("[yellow]written[/], safe on this device; the server has not stored it yet")
+
+
+async def is_stored_soon(write: Write) -> bool:
+    """Wait a while until the server has a write on its disk; tell whether it has.
+
+    Raises:
+        TwinlockError: the server refused it for good.
+    """
+    try:
+        async with asyncio.timeout(STORED_SECONDS_MAX):
+            await write.durable()
+    except TimeoutError:
+        return False
+    return True
 
 
 async def _get(place: Place, profile: Path | None, offline: bool) -> None:
