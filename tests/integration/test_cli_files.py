@@ -5,8 +5,10 @@ import json
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.files_kit import SECRET, files_world
+from twinlock.cli.commands import commands
 from twinlock.cli.files import safe_name
 
 world = files_world
@@ -48,6 +50,15 @@ async def test_files_go_in_and_out_by_the_command_line(world):
     assert (await twinlock_file(world, "delete", id))[0] == 0
     status, _, said = await twinlock_file(world, "get", id, "copy")
     assert (status, said.split()[0]) == (1, "not_found")
+
+
+@pytest.mark.parametrize("command", ["get", "delete"])
+def test_what_is_no_id_of_a_file_is_told_before_anything_is_opened(command):
+    refused = CliRunner().invoke(commands, ["file", command, "home", "00"])
+
+    assert refused.exit_code == 2
+    assert "'00' is not the id of a file" in refused.stderr
+    assert "twinlock file list home" in refused.stderr
 
 
 @pytest.mark.parametrize(

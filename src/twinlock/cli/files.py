@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from rich.markup import escape
 
-from twinlock.cli.documents import Offline, ProfileFolder, opened
+from twinlock.cli.documents import Offline, ProfileFolder, is_stored_soon, opened
 from twinlock.cli.output import fail, people, run, to_json
 from twinlock.cli.spaces import SpaceName
 
@@ -24,6 +24,7 @@ FileId = Annotated[str, typer.Argument(help="A file's id, as `list` shows it.", 
 UPLOAD_SECONDS_MAX = 3600.0
 STANDARD = "-"
 _UNSAFE = re.compile(r"[^\w. ()+=@,-]")
+_ID = re.compile(r"[0-9a-f]{32}")
 
 file = typer.Typer(name="file", help="Put files into a space, and get them out again.", no_args_is_help=True)
 
@@ -59,6 +60,7 @@ def get(
     offline: Offline = False,
 ) -> None:
     """Get a file: [bold]twinlock file get home ID photo.jpg[/]. What was interrupted goes on where it ended."""
+    _check_id(space, id)
     run(_get(space, id, path, profile, offline))
 
 
@@ -71,7 +73,13 @@ def list_files(space: SpaceName, profile: ProfileFolder = None, offline: Offline
 @file.command()
 def delete(space: SpaceName, id: FileId, profile: ProfileFolder = None, offline: Offline = False) -> None:
     """Delete a file, everywhere. The server keeps its sealed bytes for its grace."""
+    _check_id(space, id)
     run(_delete(space, id, profile, offline))
+
+
+def _check_id(space: str, id: str) -> None:
+    if not _ID.fullmatch(id):
+        fail("bad_id", f"{id!r} is not the id of a file.", f"twinlock file list {space}", status=2)
 
 
 async def _put(
@@ -128,7 +136,9 @@ async def _delete(space: str, id: str, profile: Path | None, offline: bool) -> N
         await files.info(id)
         write = await files.delete(id)
         if write is not None and db.is_connected and not offline:
-            await write.durable()
+            if not await is_stored_soon(write):
+                people.print("[yellow]deleted[/] on this device; the server has not stored that yet")
+                return
             await db.synced()
         people.print("[green]deleted[/]")
 
