@@ -72,6 +72,8 @@ async def restore(
     await check_empty(into)
     mark = Moving(Whereabouts.ARRIVING, place, now_ms())
     await into.directory.put(MOVING_KEY, encode_moving(mark))
+    # A server may have been started on it while it was empty: the backup's own comes with its records.
+    await into.directory.delete(IDENTITY_KEY)
     restoring = Restoring(store, into, even_damaged)
     await restoring.run(manifest)
     await into.directory.delete(MOVING_KEY)

@@ -47,7 +47,7 @@ from twinlock.server.shared_rates import SharedRates
 from twinlock.server.signed_logs import SignedLogs
 from twinlock.server.space_changes import SpaceChanges
 from twinlock.server.spaces import Spaces
-from twinlock.server.stores import Stores, open_stores
+from twinlock.server.stores import PROBE_KEY, Stores, open_stores
 from twinlock.server.tasks import Tasks
 from twinlock.server.tries import Tries
 from twinlock.server.upkeep import end_upkeep, spawn_upkeep
@@ -55,7 +55,6 @@ from twinlock.server.websocket import SyncSocket
 
 logger = structlog.get_logger(__name__)
 
-PROBE_KEY = "probe"
 PROBE_TIMEOUT_S = 2.0
 NODE_BYTES = 8
 SWITCH_INTERVAL_S = 0.001

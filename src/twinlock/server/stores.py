@@ -32,6 +32,10 @@ logger = structlog.get_logger(__name__)
 
 DATABASE_NAME = "twinlock.db"
 IDENTITY_KEY = "cluster/identity"
+PROBE_KEY = "probe"
+SIGNED_LOGS = "log/"
+OTHER_NODE = "the data folder of another node"
+OWN_COPY = "where you keep its copy, or from the old data folder"
 KEY_SERVICE_FOLDER = "keyservice"
 BLOBS_FOLDER = "blobs"
 
@@ -68,7 +72,6 @@ async def open_stores(settings: Settings) -> Stores:
 
 async def _open_in_cluster(settings: Settings, folder: Path) -> Stores:
     """Open one node's way into a cluster; its folder holds its keys, and files where no bucket is named."""
-    secrets = open_secrets(folder)
     options = NatsOptions.from_url(
         settings.engine,
         ca_file=settings.nats_ca_file,
@@ -80,7 +83,7 @@ async def _open_in_cluster(settings: Settings, folder: Path) -> Stores:
     engine = await JetstreamEngine.connect(settings.engine, options)
     try:
         await check_served(engine.directory)
-        await check_identity(engine.directory, secrets.server_id)
+        secrets = await open_identity(engine.directory, folder, OTHER_NODE)
         if not settings.blobs:
             logger.warning("files are kept in the folder of this node alone: set blobs to a bucket of all nodes")
         blobs = open_blobs(settings.blobs or str(folder / BLOBS_FOLDER), settings.blobs_endpoint)
@@ -98,11 +101,41 @@ async def _open_in_cluster(settings: Settings, folder: Path) -> Stores:
     return Stores(engine.log, engine.directory, engine.broker, blobs, keys, secrets, close, room, is_shared=True)
 
 
-async def check_identity(directory: Directory, server_id: bytes) -> None:
-    """Check that this node is the server that the cluster's other nodes are; the first node says which.
+async def open_identity(directory: Directory, folder: Path, whence: str) -> ServerSecrets:
+    """Open the secrets in a data folder, or make those of a new server, and check that the engine's devices know them.
+
+    Args:
+        directory: that of the engine.
+        folder: the data folder.
+        whence: where there is a copy of the right file, should this one be missing or another.
 
     Raises:
-        StoreError: it is another one, which no device of the cluster's would speak to.
+        StoreError: they are damaged, can be read by others, are missing, or are those of another server.
+    """
+    if not (folder / SERVER_KEY_NAME).exists() and await _is_known(directory):
+        raise StoreError(
+            f"{SERVER_KEY_NAME} is missing from {folder}, and devices know the server by it: copy it from {whence}"
+        )
+    secrets = open_secrets(folder)
+    await check_identity(directory, secrets.server_id, whence)
+    return secrets
+
+
+async def _is_known(directory: Directory) -> bool:
+    """Tell whether a server has served this engine: databases of earlier versions do not name it."""
+    if await directory.get(IDENTITY_KEY) is not None:
+        return True
+    async for key, _ in directory.scan():
+        if key.startswith(SIGNED_LOGS):
+            return True
+    return False
+
+
+async def check_identity(directory: Directory, server_id: bytes, whence: str = OTHER_NODE) -> None:
+    """Check that this is the server that the engine's devices know; the first one to open it says which.
+
+    Raises:
+        StoreError: it is another one, to which none of them would speak.
     """
     record = await directory.get(IDENTITY_KEY)
     if record is None:
@@ -112,15 +145,14 @@ async def check_identity(directory: Directory, server_id: bytes) -> None:
             record = await directory.get(IDENTITY_KEY)
     if record is not None and record.value != server_id:
         raise StoreError(
-            f"this node's {SERVER_KEY_NAME} is not that of the cluster, and devices know the server by it: "
-            f"copy {SERVER_KEY_NAME} from the data folder of another node"
+            f"{SERVER_KEY_NAME} is that of another server, and devices know this one by its own: copy it from {whence}"
         )
 
 
 async def _open_in_folder(settings: Settings, folder: Path) -> Stores:
-    secrets = open_secrets(folder)
     engine = SqliteEngine.open(folder / DATABASE_NAME)
     try:
+        secrets = await open_identity(engine.directory, folder, OWN_COPY)
         blobs = open_blobs(settings.blobs or str(folder / BLOBS_FOLDER), settings.blobs_endpoint)
         keys = await _open_keys(settings, folder)
     except BaseException:
