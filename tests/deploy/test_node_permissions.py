@@ -9,7 +9,11 @@ from tests.deploy.cluster_kit import ShippedCluster
 from twinlock.contracts.log import Note
 from twinlock.engines.jetstream import JetstreamEngine
 from twinlock.engines.jetstream_cluster import FirstSettings
+from twinlock.errors import StoreError
 from twinlock.ids import Seq
+from twinlock.server import Server, Settings
+from twinlock.server.secrets_file import open_secrets
+from twinlock.server.stores import IDENTITY_KEY
 from twinlock.testing.contracts import BrokerContract, Chain, DirectoryContract, LogContract, LogNodesContract
 from twinlock.testing.contracts.envelopes import new_space
 
@@ -66,6 +70,27 @@ async def test_a_node_does_all_that_a_server_needs(nodes):
     assert cleaned in (0, 2), "one message holds both what is cut and what is not"
     assert await other.log.read(space, Seq(0), ALL) == []
     assert await one.directory.list("account/") == {}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_a_server_whose_key_may_write_nothing_does_not_start(cluster, tmp_path, is_first):
+    await (await dial(cluster, "operator", "admin.nk", SMALL)).close()
+    settings = Settings(
+        data=str(tmp_path / "data"),
+        engine=cluster.url,
+        nats_ca_file=str(cluster.authority),
+        nats_nkey_file=str(cluster.seed_of("operator", "doctor.nk")),
+        keyservice_url="http://127.0.0.1:9",
+        keyservice_pk="ab" * 32,
+        port=0,
+    )
+    if not is_first:
+        node = await dial(cluster, "sync-1")
+        await node.directory.put(IDENTITY_KEY, open_secrets(tmp_path / "data").server_id)
+        await node.close()
+
+    with pytest.raises(StoreError, match="nats_nkey_file"):
+        await Server(settings).start()
 
 
 @pytest.mark.slow

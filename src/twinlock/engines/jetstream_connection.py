@@ -24,7 +24,7 @@ from nats.errors import Error
 
 from twinlock.engines.jetstream_client import DirectClient
 from twinlock.engines.jetstream_message import Message
-from twinlock.engines.jetstream_options import Address, NatsOptions, shown_error, why_unusable
+from twinlock.engines.jetstream_options import SEE_KEY, Address, NatsOptions, shown_error, why_unusable
 from twinlock.errors import ClosedError, StoreError
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class Connection:
         "_options",
         "_out",
         "_pending",
+        "_refusal",
         "_subscriptions",
         "_sweeper",
         "_tasks",
@@ -108,6 +109,7 @@ class Connection:
         self._inbox = f"_INBOX.{secrets.token_hex(8)}."
         self._number = 0
         self._pending: dict[str, _Pending] = {}
+        self._refusal: Exception | None = None
         self._subscriptions: dict[int, _Subscription] = {}
         self._gaps: list[Callable[[], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -245,6 +247,17 @@ class Connection:
         if client is not None:
             await _close(client)
         self._up.set()
+
+    def check_permitted(self, subject: str) -> None:
+        """Check, after a request got no answer, that the server has not just refused its subject to our key.
+
+        Raises:
+            StoreError: it has; another try finds out anew, since what a key may do can be altered meanwhile.
+        """
+        refusal = self._refusal
+        if refusal is not None and f'"{subject.lower()}"' in str(refusal).lower():
+            self._refusal = None
+            raise StoreError(f"{shown_error(refusal)}; {SEE_KEY}")
 
     def check_open(self) -> None:
         """Check that `close` was not called.
@@ -408,6 +421,7 @@ class Connection:
         async def fail(exc: Exception) -> None:
             told.append(exc)
             if client.is_connected:
+                self._refusal = exc
                 logger.warning("NATS tells of an error", extra={"detail": shown_error(exc)})
 
         self._last = address

@@ -136,6 +136,7 @@ class JetstreamDirectory(Directory):
                     raise ApiError(f"storing {key}", answer.error)
                 answer = None
             if answer is None:
+                self._api.connection.check_permitted(self._subject(key))
                 is_unknown = True
                 await asyncio.sleep(RETRY_SECONDS)
             last = await self._last(key)

@@ -15,6 +15,7 @@ from twinlock.errors import StoreError
 
 DEFAULT_PORT = 4222
 SCHEMES = ("nats", "tls")
+SEE_KEY = "see that it knows our key: nats_nkey_file in the settings, --operator on the command line"
 _LONG_IDS = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{24,}\b")
 
 
@@ -126,7 +127,7 @@ def why_unusable(address: Address, error: Exception) -> str:
         reason += "; name the authority: nats_ca_file in the settings, --operator on the command line"
     elif isinstance(error, (ConnectionResetError, BrokenPipeError)) or "authorization" in reason.lower():
         # A server that refuses a key closes at once, often before its word to that effect is read.
-        reason += "; see that it knows our key: nats_nkey_file in the settings, --operator on the command line"
+        reason += f"; {SEE_KEY}"
     return f"NATS at {address.host}:{address.port} cannot be used: {reason}"
 
 

@@ -84,6 +84,8 @@ async def _open_in_cluster(settings: Settings, folder: Path) -> Stores:
     try:
         await check_served(engine.directory)
         secrets = await open_identity(engine.directory, folder, OTHER_NODE)
+        # A node that may only read is found out now, not by its devices.
+        await engine.directory.put(PROBE_KEY, b"")
         if not settings.blobs:
             logger.warning("files are kept in the folder of this node alone: set blobs to a bucket of all nodes")
         blobs = open_blobs(settings.blobs or str(folder / BLOBS_FOLDER), settings.blobs_endpoint)
