@@ -61,6 +61,7 @@ def test_a_drill_passes_and_a_damaged_backup_fails_it(place):
     assert passed.exit_code == 0, passed.output
     assert passed.stdout.splitlines()[-1] == "passed"
     assert "logs: 3 of accounts" in passed.stdout
+    assert "listening" not in passed.output, "its own server's log is no result"
 
     largest = max((place / "backup" / "chunks").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
@@ -135,6 +136,24 @@ def test_what_names_no_engine_or_no_backup_is_told(place):
         ("restore", place / "backup", "--to", f"sqlite:{place / 'x'}", "--generation", 7),
     ):
         assert twinlock(*arguments).exit_code == 1
+
+
+def test_a_folder_that_is_not_there_is_named(place):
+    nowhere = place / "some" / "where"
+
+    assert str(nowhere) in twinlock("drill", nowhere).stderr
+    assert str(nowhere) in twinlock("backup", place / "elsewhere", "--data", nowhere).stderr
+
+
+def test_a_restore_that_was_cut_short_says_to_empty_what_it_left(place):
+    chunks = sorted((place / "backup" / "chunks").rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    chunks[-1].unlink()
+    assert twinlock("restore", place / "backup", "--to", f"sqlite:{place / 'new'}").exit_code == 1
+
+    served = twinlock("serve", "--data", place / "new", "--port", 0)
+
+    assert served.exit_code == 1
+    assert "for a restore empty this first" in served.stderr
 
 
 @pytest.mark.slow

@@ -87,6 +87,8 @@ async def open_reading(place: EnginePlace) -> AsyncIterator[Holdings]:
         async with open_writing(place) as holdings:
             yield holdings
         return
+    if not place.database.is_file():
+        raise StoreError(f"there is no server's database in the folder {place.folder}")
     async with _with_blobs(place, SqliteEngine.open_reading(place.database)) as holdings:
         yield holdings
 
@@ -161,7 +163,7 @@ def _backup_store(where: str, endpoint: str, is_made: bool) -> BlobStore:
     if is_made:
         return open_blobs(where)
     if not Path(where).is_dir():
-        raise StoreError(f"there is no backup {Path(where).name}")
+        raise StoreError(f"there is no folder {where}: name one that `twinlock backup` has made")
     # Only read, and perhaps where nothing can be written.
     return ObstoreBlobs(LocalStore(Path(where).absolute()))
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +57,8 @@ def _is_of_key_service(where: str) -> bool:
 
 
 def _drill_server(where: str, endpoint: str, generation: int | None) -> None:
-    report = run(_server_report(where, endpoint, generation))
+    with _quiet_logs():
+        report = run(_server_report(where, endpoint, generation))
     manifest, found = report.manifest, report.restored
     print(f"generation {manifest.generation} of {_moment(manifest.made_ms)}, checked in {report.took_ms / 1000:.1f} s")
     print(f"  logs: {report.account_logs_count} of accounts, {report.space_logs_count} of spaces")
@@ -64,6 +69,22 @@ def _drill_server(where: str, endpoint: str, generation: int | None) -> None:
     if not report.has_identity:
         people.print("[dim]server.key is not in it: see that you have a copy elsewhere.[/]")
     _end(report.problems)
+
+
+@contextmanager
+def _quiet_logs() -> Iterator[None]:
+    """Keep what the drill's own server logs from among the results: its errors alone are shown, with the errors."""
+    import structlog
+
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 async def _server_report(where: str, endpoint: str, generation: int | None) -> ServerDrill:

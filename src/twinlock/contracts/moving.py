@@ -60,7 +60,10 @@ def refuse_moved(value: bytes) -> None:
     moving = decode_moving(value)
     if moving.whereabouts is Whereabouts.AWAY:
         raise StoreError(f"this database was moved to {moving.place}: serve that one, devices have gone on there")
-    raise StoreError(f"this database is not complete: what comes from {moving.place} has not ended; begin it anew")
+    raise StoreError(
+        f"this database is not complete: what comes from {moving.place} has not ended; go on with a move by the same"
+        " command, but for a restore empty this first (docs/operate/backup.md)"
+    )
 
 
 async def check_served(directory: Directory) -> None:
