@@ -10,6 +10,7 @@ import ssl
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 import structlog
@@ -210,11 +211,7 @@ def build_services(
     registry = SpaceRegistry(stores, logs, tasks, metrics, settings, rates)
     people = build_people(settings, stores, tasks, heartbeat, authority, registry, neighbours)
     committer = Committer(stores.log, hub, tasks, metrics, ReceiveClock(now_ms, steady_s))
-
-    def tell_grown(space: SpaceId, seq: int, tellings: list[Telling]) -> None:
-        neighbours.tell(SpaceGrown(space, seq, list(tellings)))
-
-    changes = SpaceChanges(stores, logs, authority, registry, committer, tasks, tell_grown)
+    changes = SpaceChanges(stores, logs, authority, registry, committer, tasks, partial(_tell_grown, neighbours))
     keyrings = Keyrings(stores.directory, is_shared=is_shared)
     blobs = build_blobs(settings, stores, authority, registry, people.session_ends, metrics, now_ms)
     changes.purge_more = blobs.chores.purge
@@ -251,6 +248,11 @@ def build_services(
         metrics=metrics,
         now_ms=now_ms,
     )
+
+
+def _tell_grown(neighbours: Neighbours, space: SpaceId, seq: int, tellings: list[Telling]) -> None:
+    """Tell other nodes that a space's signed log has grown, and what to tell whom."""
+    neighbours.tell(SpaceGrown(space, seq, list(tellings)))
 
 
 def _build_authority(logs: SignedLogs, hub: Hub, heartbeat: Heartbeat) -> Authority:

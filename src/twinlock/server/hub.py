@@ -69,7 +69,7 @@ class Hub:
         space.live.discard(peer)
         space.senders.discard(peer)
         if space.lagging.pop(peer, None) is not None and not space.lagging:
-            space.forget_recent()
+            space.recent.forget()
 
     def deliver(self, space: ServedSpace, entries: list[Entry]) -> None:
         """Send a commit to every live reader at the end of this loop turn, together with what else comes till then."""
@@ -133,7 +133,7 @@ class Hub:
         behind = space.delivered
         self._release_acks(space)
         space.turn.clear()
-        space.forget_recent()
+        space.recent.forget()
         live, space.live = space.live, set()
         # What other nodes appended since the log was asked is known for sure.
         space.delivered = space.seen = max(head, space.seen)
@@ -177,7 +177,7 @@ class Hub:
             space.rests_until_s = self._loop.time() + (time.monotonic() - started_s) * REST_SHARE
         if space.lagging:
             for delivery in turn:
-                space.keep_recent(delivery, before)
+                space.recent.keep(delivery, before)
                 before = delivery.entries[-1].seq
             for peer, lag in tuple(space.lagging.items()):
                 if lag.ahead and not self._join(space, peer, lag):
@@ -225,7 +225,7 @@ class Hub:
             lag.ahead = True
             return True
         if lag.cursor < space.delivered:
-            missing = space.recent_after(lag.cursor)
+            missing = space.recent.after(lag.cursor)
             if missing is None:
                 return False
             peer.write(entries_message(space.id, missing, space.delivered))
@@ -235,7 +235,7 @@ class Hub:
         del space.lagging[peer]
         space.live.add(peer)
         if not space.lagging:
-            space.forget_recent()
+            space.recent.forget()
         if peer.paused:
             self.pause(space, peer)
         return True

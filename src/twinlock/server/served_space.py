@@ -56,6 +56,42 @@ class Lag:
         """Whether it has read what is not yet delivered to the others, and waits for them."""
 
 
+class Recent:
+    """What was delivered lately, for those who are about to go live; the oldest go first."""
+
+    __slots__ = ("_bytes", "_deliveries", "_floor")
+
+    def __init__(self) -> None:
+        self._deliveries: deque[Delivery] = deque()
+        self._bytes = 0
+        self._floor = Seq(0)
+
+    def __len__(self) -> int:
+        return len(self._deliveries)
+
+    def keep(self, delivery: Delivery, before: Seq) -> None:
+        """Keep a delivery that follows a seq."""
+        if not self._deliveries:
+            self._floor = before
+        self._deliveries.append(delivery)
+        self._bytes += len(delivery.message)
+        while self._bytes > RECENT_BYTES_MAX:
+            oldest = self._deliveries.popleft()
+            self._bytes -= len(oldest.message)
+            self._floor = oldest.entries[-1].seq
+
+    def forget(self) -> None:
+        """Keep nothing: nobody is catching up."""
+        self._deliveries.clear()
+        self._bytes = 0
+
+    def after(self, cursor: Seq) -> list[Entry] | None:
+        """Return every delivered entry after a cursor, or None if that reaches back too far."""
+        if not self._deliveries or cursor < self._floor:
+            return None
+        return [entry for delivery in self._deliveries for entry in delivery.entries if entry.seq > cursor]
+
+
 class ServedSpace:
     """All that the server holds of one space in memory.
 
@@ -83,8 +119,6 @@ class ServedSpace:
         "pace",
         "received_ms",
         "recent",
-        "recent_bytes",
-        "recent_floor",
         "rests_until_s",
         "seen",
         "senders",
@@ -152,9 +186,7 @@ class ServedSpace:
         self.acks: dict[Peer, bytes] = {}
         """Acks of live readers, which go out in one piece with this turn's entries."""
 
-        self.recent: deque[Delivery] = deque()
-        self.recent_bytes = 0
-        self.recent_floor = Seq(0)
+        self.recent = Recent()
         self.rests_until_s = 0.0
         """Loop time before which a space of many readers is not delivered again."""
 
@@ -204,28 +236,6 @@ class ServedSpace:
         # A life that this database does not know of may have parted from it anywhere: every birth counts.
         later = self.births[known[0] + 1 :] if known else self.births
         return min(resume, *(birth.head for birth in later))
-
-    def keep_recent(self, delivery: Delivery, before: Seq) -> None:
-        """Keep a delivery for those who are about to go live; the oldest go first."""
-        if not self.recent:
-            self.recent_floor = before
-        self.recent.append(delivery)
-        self.recent_bytes += len(delivery.message)
-        while self.recent_bytes > RECENT_BYTES_MAX:
-            oldest = self.recent.popleft()
-            self.recent_bytes -= len(oldest.message)
-            self.recent_floor = oldest.entries[-1].seq
-
-    def forget_recent(self) -> None:
-        """Keep nothing: nobody is catching up."""
-        self.recent.clear()
-        self.recent_bytes = 0
-
-    def recent_after(self, cursor: Seq) -> list[Entry] | None:
-        """Return every delivered entry after a cursor, or None if that reaches back too far."""
-        if not self.recent or cursor < self.recent_floor:
-            return None
-        return [entry for delivery in self.recent for entry in delivery.entries if entry.seq > cursor]
 
 
 def _follow_nothing() -> None:
