@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from tests.deploy.cluster_kit import ShippedCluster
+from tests.deploy.cluster_kit import DEPLOY, ShippedCluster
+from tests.docs.test_docs_pages import anchors_of
 from twinlock.cli.cluster_facts import ReplicaFacts, ServerFacts, StreamFacts
 from twinlock.cli.cluster_watch import Watcher
 from twinlock.cli.commands import commands
@@ -175,6 +176,28 @@ def test_one_server_that_is_gone_is_one_thing_to_mend_however_many_streams_lack_
     assert gone.what == "TW_0000, TW_0001, TW_0002 and 497 more: 2 of 3 copies are up to date"
     assert gone.fix == "Look at c."
     assert leaderless.what == "TW_DIRECTORY_0: no leader"
+
+
+def test_what_to_read_about_too_few_copies_is_there():
+    stream = StreamFacts(
+        name="TW_0000",
+        messages=1,
+        bytes=1,
+        last_seq=1,
+        subjects_count=1,
+        replicas=1,
+        leader="a",
+        followers=[],
+        subjects=["tw.0000.*"],
+        mirror=None,
+    )
+    (finding,) = judge_streams([stream], 3)
+    path, _, anchor = finding.fix.rstrip(".").rpartition(" ")[2].partition("#")
+    page = (DEPLOY.parent / path).read_text(encoding="utf-8")
+
+    assert finding.verdict is Verdict.BAD
+    assert anchor in anchors_of(page)
+    assert "From one copy to three" in page
 
 
 def told_by_the_command(config, *options):

@@ -209,7 +209,7 @@ def _judge_stream(stream: StreamFacts, servers_count: int) -> Iterator[Finding]:
         what = f"{stream.current_count} of {stream.replicas} copies are up to date"
         yield Finding(Verdict.BAD, what, f"Look at {', '.join(behind) or 'the missing servers'}.")
     if stream.replicas < REPLICAS <= max(servers_count, 1 + len(stream.followers)):
-        fix = "Start the cluster anew with replicas 3, or raise them: docs/operate/cluster.md."
+        fix = "Their number is fixed: make a cluster of three and move into it: docs/operate/cluster.md#grow."
         yield Finding(Verdict.BAD, f"{stream.replicas} copies, {REPLICAS} are needed", fix)
     elif stream.replicas < REPLICAS:
         fix = "What a machine has acknowledged is lost with its disk: fine for a trial, or with backups."
