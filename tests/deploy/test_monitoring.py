@@ -113,6 +113,17 @@ def test_a_panel_asks_for_figures_that_exist(panel, figures):
     assert asked - figures == set()
 
 
+def test_what_no_server_says_is_rung_for_shown_and_explained():
+    asked = {name for panel in panels() for target in panel["targets"] for name in NAME.findall(target["expr"])}
+    (rule,) = (rule for rule in rules() if "twinlock_news_refused_total" in rule["expr"])
+    page = (DEPLOY.parent / "docs" / "operate" / "on-call.md").read_text(encoding="utf-8")
+    engine = (DEPLOY.parent / "src" / "twinlock" / "engines" / "jetstream_live.py").read_text(encoding="utf-8")
+
+    assert rule["alert"] in page
+    assert "twinlock_news_refused_total" in asked
+    assert all("a log holds what is no message" in text for text in (page, engine))
+
+
 def test_every_job_of_the_alerts_is_asked_for():
     jobs = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
     named = {name for rule in rules() for name in re.findall(r'job="([^"]+)"', rule["expr"])}
