@@ -49,7 +49,8 @@ class SimulatedConnection(Beating):
 
     def receive(self, payload: bytes) -> None:
         """Act on a message of the client."""
-        if not self.is_open:
+        if not self.is_open or not self._node.is_serving:
+            # A node that is being killed takes nothing more, though its connections end only after it.
             return
         try:
             self._node.dispatcher.handle(self, decode_client(payload))
