@@ -15,6 +15,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -462,7 +463,9 @@ async def _close(client: DirectClient) -> None:
         # A server that is paused takes nothing any more, and the client has no way to give its socket up.
         writer: asyncio.StreamWriter | None = getattr(client._transport, "_io_writer", None)
         if writer is not None:
-            writer.transport.abort()
+            # A TLS transport that has closed in good order has nothing left to abort, and some versions say so.
+            with suppress(AttributeError):
+                writer.transport.abort()
 
 
 def _nothing() -> None:
