@@ -16,6 +16,12 @@ def twinlock(*arguments):
     return CliRunner().invoke(commands, [str(argument) for argument in arguments])
 
 
+def serve(data):
+    """Serve a folder in a process of its own: a server sets up the logs of all that runs beside it."""
+    command = [sys.executable, "-m", "twinlock", "serve", "--data", data, "--port", "0"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.fixture(scope="module")
 def template(account_template, tmp_path_factory):
     """A server's data folder that nobody serves, and a backup of it."""
@@ -119,9 +125,7 @@ def test_a_move_leaves_a_folder_that_is_not_served_again(place):
     assert "nobody was served for" in moved.stdout
     again = twinlock("migrate", "--from", f"sqlite:{place / 'new'}", "--to", f"sqlite:{place / 'server'}")
     assert again.exit_code == 1
-    # A process of its own: a server sets up the logs of all that runs beside it.
-    command = [sys.executable, "-m", "twinlock", "serve", "--data", place / "server", "--port", "0"]
-    served = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    served = serve(place / "server")
     assert served.returncode == 1
     assert "this database was moved to" in served.stderr
 
@@ -154,9 +158,9 @@ def test_a_restore_that_was_cut_short_says_to_empty_what_it_left(place):
     chunks[-1].unlink()
     assert twinlock("restore", place / "backup", "--to", f"sqlite:{place / 'new'}").exit_code == 1
 
-    served = twinlock("serve", "--data", place / "new", "--port", 0)
+    served = serve(place / "new")
 
-    assert served.exit_code == 1
+    assert served.returncode == 1
     assert "for a restore empty this first" in served.stderr
 
 
