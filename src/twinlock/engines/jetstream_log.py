@@ -24,7 +24,7 @@ from twinlock.engines.jetstream_format import PLACES, MessageKind, Names, device
 from twinlock.engines.jetstream_live import Live
 from twinlock.engines.jetstream_starts import Start, Starts
 from twinlock.engines.jetstream_tail import Snapshot, SpaceTail, Waiting, counter_of
-from twinlock.engines.tails import Tail
+from twinlock.engines.tails import Tail, watched
 from twinlock.errors import AppendConflictError, LimitExceededError, StoreError
 from twinlock.ids import Counter, DeviceId, Incarnation, Seq, SpaceId, short
 from twinlock.protocol.envelope import Envelope, parse
@@ -112,18 +112,8 @@ class JetstreamLog(Log):
         tail.watchers.add(queue)
         self._live.listen(tail)
         try:
-            while not queue.closed:
-                queue.reset()
-                page = await self.read(space, after, ENTRIES_PAGE_BYTES_MAX)
-                if not page:
-                    # All that was durable when the queue was opened (or reset) has been read; the rest is in it.
-                    page = queue.take(after)
-                while not (page or queue.overrun or queue.closed):
-                    await queue.wait()
-                    page = queue.take(after)
-                if page:
-                    after = page[-1].seq
-                    yield page
+            async for page in watched(queue, after, lambda seq: self.read(space, seq, ENTRIES_PAGE_BYTES_MAX)):
+                yield page
         finally:
             self._live.unwatch(space, queue)
 

@@ -12,7 +12,7 @@ from twinlock.engines.sqlite_group import AdoptJob, AppendJob, AppendsJob, LogGr
 from twinlock.engines.sqlite_pages import find_known, read_page, read_places, read_spaces, read_state
 from twinlock.engines.sqlite_readers import Readers
 from twinlock.engines.sqlite_writer import Writer
-from twinlock.engines.tails import Tails
+from twinlock.engines.tails import Tails, watched
 from twinlock.errors import AppendConflictError, TwinlockError
 from twinlock.ids import Counter, DeviceId, Incarnation, Seq, SpaceId, short
 from twinlock.protocol.envelope import Envelope
@@ -73,17 +73,8 @@ class SqliteLog(Log):
         """Yield all entries after a seq for ever, in order, each once, as they become durable."""
         tail = self._tails.open(space)
         try:
-            while not tail.closed:
-                page = await self.read(space, after, ENTRIES_PAGE_BYTES_MAX)
-                if not page:
-                    # All that was durable when the tail was opened (or reset) has been read; the rest is in the tail.
-                    page = tail.take(after)
-                while not (page or tail.overrun or tail.closed):
-                    await tail.wait()
-                    page = tail.take(after)
-                if page:
-                    after = page[-1].seq
-                    yield page
+            async for page in watched(tail, after, lambda seq: self.read(space, seq, ENTRIES_PAGE_BYTES_MAX)):
+                yield page
         finally:
             self._tails.discard(space, tail)
 

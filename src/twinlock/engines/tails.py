@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 from twinlock.ids import Seq, SpaceId
 from twinlock.protocol.envelope import Envelope
@@ -104,3 +104,23 @@ class Tails:
         for tails in self._by_space.values():
             for tail in tails:
                 tail.close()
+
+
+async def watched(tail: Tail, after: Seq, read: Callable[[Seq], Awaitable[list[Entry]]]) -> AsyncIterator[list[Entry]]:
+    """Yield all entries after a seq, each once: what `read` finds, then what the open tail is told, until it is closed.
+
+    After an overrun the tail begins anew before the log is read, so that nothing lies between the two.
+    """
+    while not tail.closed:
+        if tail.overrun:
+            tail.reset()
+        page = await read(after)
+        if not page:
+            # All that was durable when the tail was opened (or reset) has been read; the rest is in the tail.
+            page = tail.take(after)
+        while not (page or tail.overrun or tail.closed):
+            await tail.wait()
+            page = tail.take(after)
+        if page:
+            after = page[-1].seq
+            yield page
